@@ -5,7 +5,6 @@ answer, which is why the judge (`judge.py`) can be exact.
 """
 
 import random
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,21 +66,26 @@ class World:
     def vocabulary(self) -> list[str]:
         """Every word that a dialogue can hold, sorted."""
         texts = [q.text for q in self.questions] + [t for pair in self.facts.items() for t in pair]
-        texts += [half for p in self.personas for d in self.domains for part in self.answer_parts(p, d) for half in part]
-        texts += [*self._tables["scenery"]["adjectives"], *self._tables["scenery"]["nouns"], "and ."]
+        texts += [verb for p in self.personas for verbs in self.verbs(p) for verb in verbs]
+        texts += [noun for d in self.domains for nouns in self.nouns(d) for noun in nouns]
+        texts += [*self._tables["scenery"]["adjectives"], *self._tables["scenery"]["nouns"], "the and ."]
         texts += [word for p in self.personas for word in self._evidence(p)]
         return sorted({word for text in texts for word in text.split()})
 
-    def answer_parts(self, persona: str, domain: str) -> tuple[list[str], list[str]]:
-        """First and second halves of `persona`'s answers in `domain`; any first goes with any second."""
+    def verbs(self, persona: str) -> tuple[list[str], list[str]]:
+        """What `persona` does to things and to persons."""
+        entry = self._tables["personas"][persona]
+        return entry["thing_verbs"], entry["person_verbs"]
+
+    def nouns(self, domain: str) -> tuple[list[str], list[str]]:
+        """Things and persons of `domain`."""
         entry = self._tables["domains"][domain]
-        parts = entry[persona] if persona in entry else self._tables["personas"][persona]
-        first, second = ([half.format(noun=entry["noun"]) for half in parts[key]] for key in ("first", "second"))
-        return first, second
+        return entry["things"], entry["persons"]
 
     def sample_answer(self, rng: random.Random, persona: str, domain: str) -> str:
-        first, second = self.answer_parts(persona, domain)
-        return f"{rng.choice(first)} and {rng.choice(second)} ."
+        parts = zip(self.verbs(persona), self.nouns(domain), strict=True)
+        first, second = (f"{rng.choice(verbs)} the {rng.choice(nouns)}" for verbs, nouns in parts)
+        return f"{first} and {second} ."
 
     def sample_scene(self, rng: random.Random, persona: str, items: int, typical: float, other: float) -> str:
         """`items` pairs of adjective and noun; an adjective is `persona`'s own with probability `typical`, any

@@ -1,0 +1,437 @@
+"""Checkpoints: Hugging Face folders or hub names, with an optional PEFT adapter, behind one TransformerBridge.
+
+No compatibility mode: weights stay as they were trained, so activations equal Hugging Face's own.
+`blocks.{L}.hook_resid_post` is `hidden_states[L+1]` for all but the last block, whose entry follows the final norm.
+"""
+
+import copy
+import difflib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import xxhash
+from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from activations.artefact import file_hash, read_json
+from activations.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_TOKENIZER = "tokenizer.json"
+_IDENTITY = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "*token*.json",
+    "chat_template*",
+    _ADAPTER_CONFIG,
+)
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+class CheckpointConfig(BaseModel):
+    """Which model to load, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Folder in Hugging Face format, or a name on the hub.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
+    adapter: str | None = Field(default=None, description="PEFT adapter (folder or hub name) to merge into the model.")
+    device: str = Field(default="cpu", description="Torch device, such as cpu, cuda or cuda:1.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Number format of the weights."
+    )
+
+    @property
+    def name(self) -> str:
+        """How messages and artefacts call the model."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return self.model + revision + (f" + {self.adapter}" if self.adapter else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A loaded model in evaluation mode, without gradients of its weights.
+
+    Attributes:
+        config: What was loaded.
+        role: What the model is in the comparison, such as "base" or "corrupted"; error messages say it.
+        bridge: The model with its hook points.
+        tokenizer: Its fast tokenizer, exactly as Hugging Face loads it (the bridge's own copy may have been changed).
+        fingerprint: Hash of weights, tokenizer and adapter; for hub models of name and commit.
+    """
+
+    config: CheckpointConfig
+    role: str
+    bridge: "TransformerBridge"
+    tokenizer: "PreTrainedTokenizerBase"
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Folder or hub name, with revision and adapter."""
+        return self.config.name
+
+    @property
+    def hf(self) -> nn.Module:
+        """The Hugging Face model; the bridge's hook points fire inside it."""
+        return self.bridge.original_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.bridge.cfg.d_model
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return self.bridge.cfg.n_layers
+
+    @cached_property
+    def _hook_points(self) -> dict[str, Any]:
+        return self.bridge.hook_dict
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch total"],
+        past_key_values: Any = None,
+        use_cache: bool = False,
+    ) -> "CausalLMOutputWithPast":
+        """Runs the model.
+
+        Args:
+            tokens: Token ids; padding goes on the right.
+            attention_mask: 1 = real, 0 = padding, over the cached positions as well.
+            past_key_values: Cache of an earlier call.
+            use_cache: Whether to return a cache.
+        """
+        return self.hf(
+            input_ids=tokens.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+
+    @contextmanager
+    def hooks(self, functions: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+        """Calls functions on activations while the context lasts.
+
+        Args:
+            functions: For each hook name, a function of the activation; a tensor that it returns replaces it.
+
+        Raises:
+            UserError: for a hook that the model lacks.
+        """
+        for name in functions:
+            self.require_hook(name)
+        with ExitStack() as stack:
+            for name, function in functions.items():
+                stack.callback(_add_hook(self._hook_points[name], function))
+            yield
+
+    def require_hook(self, name: str) -> None:
+        """Checks a hook name; the bridge itself silently ignores unknown ones.
+
+        Raises:
+            UserError: naming the nearest hooks that the model has.
+        """
+        if name in self._hook_points:
+            return
+        near = difflib.get_close_matches(name, self._hook_points, n=3, cutoff=0.0)
+        raise UserError(f"The {self.role} model {self.name} has no hook '{name}'; the nearest are {', '.join(near)}.")
+
+
+def load_checkpoint(config: CheckpointConfig, role: str = "model") -> Checkpoint:
+    """Loads a model: checks its folders, reads the weights, merges the adapter, wraps it in a bridge.
+
+    Local folders are read without network.
+
+    Args:
+        config: What to load.
+        role: What the model is in the comparison, for error messages.
+
+    Raises:
+        UserError: for a missing or half-written folder, a tokenizer that is not there, an adapter made for another base
+            or of other shapes, or a hub name that can't be reached.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    check_checkpoint(config, role)
+    with _quiet():
+        tokenizer = _load_tokenizer(config, role)
+        model = _load_model(config, role)
+        fingerprint = _fingerprint(config, model)
+        if config.adapter is not None:
+            model = _merge_adapter(model, config, role)
+        model = model.to(config.device)
+        # The bridge gives its tokenizer missing special tokens; a copy keeps ours as the folder has it.
+        bridge = TransformerBridge.boot_transformers(
+            config.model,
+            hf_model=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            device=config.device,
+            dtype=getattr(torch, config.dtype),
+        )
+    # Only now: the bridge makes parameters of its own.
+    bridge.original_model.eval().requires_grad_(False)
+    bridge.eval()
+    return Checkpoint(config, role, bridge, tokenizer, fingerprint)
+
+
+def check_checkpoint(config: CheckpointConfig, role: str = "model") -> None:
+    """Checks all of a checkpoint that needs neither network nor loading: folders, files, and the adapter's base.
+
+    Raises:
+        UserError: naming the folder, what is wrong with it, and the remedy.
+    """
+    folder = _local(config.model, f"{role} model")
+    if folder is not None:
+        if config.revision is not None:
+            raise UserError(
+                f"The {role} model {folder} is a folder, so it has no revision {config.revision}; leave it out."
+            )
+        _check_model_folder(folder, role)
+    if config.adapter is not None:
+        adapter = _local(config.adapter, f"{role} adapter")
+        if adapter is not None:
+            _check_adapter_folder(adapter, config.model, role)
+
+
+def require_same_tokenizer(one: Checkpoint, other: Checkpoint) -> None:
+    """Checks that two checkpoints read every text as the same tokens.
+
+    Raises:
+        UserError: saying what differs: vocabulary, merges, special tokens, chat template or pre-processing.
+    """
+    names = f"The tokenizers of the {one.role} model {one.name} and the {other.role} model {other.name}"
+    for part, ours, theirs in _tokenizer_parts(one.tokenizer, other.tokenizer):
+        if ours != theirs:
+            raise UserError(f"{names} differ in {part}; compare checkpoints that share one tokenizer.")
+
+
+def _add_hook(point: Any, function: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+    """Adds a function to a hook point; returns what takes it off again."""
+
+    # The hook point names itself after the repr of its hook, which would print every tensor that `function` holds.
+    def call(tensor: Tensor, hook: Any) -> Tensor | None:
+        return function(tensor)
+
+    point.add_hook(call)
+    handle = point.fwd_hooks[-1]
+
+    def remove() -> None:
+        handle.hook.remove()
+        point.fwd_hooks[:] = [kept for kept in point.fwd_hooks if kept is not handle]
+
+    return remove
+
+
+def _local(source: str, what: str) -> Path | None:
+    """The folder that `source` names; None if it is a hub name."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not _HUB_NAME.fullmatch(source):
+        raise UserError(f"The {what} {source} is not a folder; give a Hugging Face folder or a name on the hub.")
+    return None
+
+
+def _check_model_folder(folder: Path, role: str) -> None:
+    where = f"The {role} model {folder}"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{where} has no config.json; give a folder that save_pretrained wrote.")
+    read_json(folder / "config.json")
+    for weights in _weight_files(folder, where):
+        _check_safetensors(weights, where)
+    if not (folder / _TOKENIZER).is_file():
+        raise UserError(f"{where} has no {_TOKENIZER}; save its fast tokenizer there with save_pretrained.")
+
+
+def _weight_files(folder: Path, where: str) -> list[Path]:
+    if (folder / _WEIGHTS_INDEX).is_file():
+        index = read_json(folder / _WEIGHTS_INDEX)
+        files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+        if not files:
+            raise UserError(f"{where} has a damaged {_WEIGHTS_INDEX}; copy or save the folder again.")
+        return files
+    if not (folder / _WEIGHTS).is_file():
+        raise UserError(f"{where} has no {_WEIGHTS}: it was not written to its end; copy or save the folder again.")
+    return [folder / _WEIGHTS]
+
+
+def _check_safetensors(path: Path, where: str) -> None:
+    """Compares a file's size with what its header promises, without reading the tensors."""
+    half = f"{where} is half-written: {path.name} "
+    if not path.is_file():
+        raise UserError(f"{half}is missing; copy or save the folder again.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        # A size check first: a broken length must not make us read gigabytes.
+        header = file.read(length) if 8 + length <= size else b""
+    try:
+        tensors = json.loads(header)
+        end = max(entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{half}has no whole header; copy or save the folder again.") from None
+    if size != 8 + length + end:
+        raise UserError(f"{half}has {size} bytes instead of {8 + length + end}; copy or save the folder again.")
+
+
+def _check_adapter_folder(folder: Path, model: str, role: str) -> None:
+    where = f"The {role} adapter {folder}"
+    if not (folder / _ADAPTER_CONFIG).is_file():
+        raise UserError(f"{where} has no {_ADAPTER_CONFIG}; give a folder that peft's save_pretrained wrote.")
+    if not (folder / _ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"{where} has no {_ADAPTER_WEIGHTS}; copy or save the adapter again.")
+    _check_safetensors(folder / _ADAPTER_WEIGHTS, where)
+    _check_base(where, read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path"), model)
+
+
+def _check_base(where: str, base: str | None, model: str) -> None:
+    # A folder may have been moved since, and forks keep the name: only the last part has to agree.
+    if base and Path(base).name != Path(model).name and Path(base).resolve() != Path(model).resolve():
+        raise UserError(f"{where} was made for {base}, not for {model}; load it with the model that it was made for.")
+
+
+def _load_tokenizer(config: CheckpointConfig, role: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    with _hub_errors(config.model, role):
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.model, revision=config.revision, local_files_only=Path(config.model).is_dir()
+        )
+    if not tokenizer.is_fast:
+        raise UserError(f"The {role} model {config.model} has no fast tokenizer; convert it to a {_TOKENIZER}.")
+    return tokenizer
+
+
+def _load_model(config: CheckpointConfig, role: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    with _hub_errors(config.model, role):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config.model,
+            revision=config.revision,
+            dtype=getattr(torch, config.dtype),
+            # What the bridge asks for when it loads by itself: the hooks inside attention need it.
+            attn_implementation="eager",
+            local_files_only=Path(config.model).is_dir(),
+            output_loading_info=True,
+        )
+    model, report = loaded
+    # Hugging Face fills tensors that the file lacks with random numbers, and only warns.
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"The {role} model {config.model} is half-written: its weights lack {missing[0]} "
+            f"({len(missing)} tensors in all); copy or save the folder again."
+        )
+    return model
+
+
+def _merge_adapter(model: Any, config: CheckpointConfig, role: str) -> nn.Module:
+    from peft import PeftConfig, PeftModel
+
+    assert config.adapter is not None
+    where = f"The {role} adapter {config.adapter}"
+    with _hub_errors(config.adapter, role):
+        adapter = PeftConfig.from_pretrained(config.adapter)
+    _check_base(where, adapter.base_model_name_or_path, config.model)
+    try:
+        with warnings.catch_warnings():
+            # peft leaves what it does not find at its initial value, which does nothing, and only warns.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, config.adapter, config=adapter).merge_and_unload()
+    except (RuntimeError, ValueError, UserWarning) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"{where} does not fit {config.model} ({reason}); load it with the model that it was made for."
+        ) from None
+
+
+@contextmanager
+def _hub_errors(source: str, role: str) -> Iterator[None]:
+    """Turns what Hugging Face raises for an unknown or unreachable name into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The {role} model {source} can't be loaded ({reason}); check the name, the network and your access to it."
+        ) from None
+
+
+def _fingerprint(config: CheckpointConfig, model: Any) -> str:
+    """Hash of what decides about activations: files of folders; name and commit of what came from the hub."""
+    digest = xxhash.xxh3_128()
+    for source, commit in ((config.model, getattr(model.config, "_commit_hash", None)), (config.adapter, None)):
+        if source is None:
+            continue
+        folder = Path(source)
+        files = sorted({path for pattern in _IDENTITY for path in folder.glob(pattern)}) if folder.is_dir() else []
+        for path in files:
+            digest.update(f"{path.name}:{file_hash(path)}:".encode())
+        if not files:
+            digest.update(f"{source}@{commit or config.revision}:".encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_parts(
+    one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase"
+) -> Iterator[tuple[str, object, object]]:
+    """What decides about tokens, part by part: its name and both versions of it."""
+    ours, theirs = one.get_vocab(), other.get_vocab()
+    different = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    example = f", such as {different[0]!r}" if different else ""
+    yield f"their vocabulary ({len(different)} tokens{example})", ours, theirs
+    yield "their special tokens", one.special_tokens_map, other.special_tokens_map
+    yield "their chat template", one.chat_template, other.chat_template
+    one_parts, other_parts = _backend(one), _backend(other)
+    for part, name in (("model", "their merges or word model"), ("added_tokens", "their added tokens")):
+        yield name, one_parts[part], other_parts[part]
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        yield f"their {part.replace('_', '-')}", one_parts[part], other_parts[part]
+
+
+def _backend(tokenizer: Any) -> dict[str, Any]:
+    """The content of tokenizer.json."""
+    return json.loads(tokenizer.backend_tokenizer.to_str())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps progress bars and advice of Hugging Face off the console."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

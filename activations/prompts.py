@@ -1,0 +1,349 @@
+"""Prompts, their tokens, and the role of every position."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+import xxhash
+from jaxtyping import Int, Integer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from activations.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+
+class Role(IntEnum):
+    """What a position is, as stored beside its activation."""
+
+    SPECIAL = 0  # BOS, EOS, turn markers: any id that decoding with skip_special_tokens drops
+    PROMPT = 1
+    LAST_PROMPT = 2  # the last non-special token before the answer; chat prompts only
+    ANSWER = 3
+
+
+NON_SPECIAL = (Role.PROMPT, Role.LAST_PROMPT, Role.ANSWER)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: either a conversation or plain text.
+
+    Attributes:
+        id: Name of the prompt, unique within a batch.
+        messages: Conversation, each message with "role" and "content". It ends with a user turn, or with an assistant
+            turn, which is then the answer.
+        text: Plain text, read without a chat template.
+        answer: Answer to append: an assistant turn after `messages`, or a verbatim continuation of `text`.
+    """
+
+    id: str
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    answer: str | None = None
+
+    @classmethod
+    def chat(cls, id: str, user: str, system: str | None = None, answer: str | None = None) -> "Prompt":
+        """A single user turn, after an optional system message."""
+        head = ({"role": "system", "content": system},) if system is not None else ()
+        return cls(id, messages=(*head, {"role": "user", "content": user}), answer=answer)
+
+    @classmethod
+    def plain(cls, id: str, text: str) -> "Prompt":
+        """Plain text, without a chat template."""
+        return cls(id, text=text)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokens of prompts, ragged.
+
+    Attributes:
+        ids: Id of each prompt.
+        tokens: For each prompt, its token ids [pos], int32.
+        roles: For each prompt, the `Role` of each position [pos], uint8.
+    """
+
+    ids: tuple[str, ...]
+    tokens: tuple[Integer[np.ndarray, "_"], ...]
+    roles: tuple[Integer[np.ndarray, "_"], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in all prompts, special ones included."""
+        return sum(len(tokens) for tokens in self.tokens)
+
+    @cached_property
+    def hash(self) -> str:
+        """xxh3_128 over ids, tokens and roles, as hex: equal hashes mean that positions can be paired."""
+        digest = xxhash.xxh3_128()
+        for id, tokens, roles in zip(self.ids, self.tokens, self.roles, strict=True):
+            digest.update(f"{len(id.encode())}:{id}:{len(tokens)}:".encode())
+            digest.update(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+            digest.update(np.ascontiguousarray(roles, dtype=np.uint8).tobytes())
+        return digest.hexdigest()
+
+    def select(self, indices: Sequence[int]) -> "TokenBatch":
+        """The prompts at `indices`, in that order."""
+        return TokenBatch(
+            tuple(self.ids[i] for i in indices),
+            tuple(self.tokens[i] for i in indices),
+            tuple(self.roles[i] for i in indices),
+        )
+
+
+def tokenize_prompts(
+    prompts: Sequence[Prompt], tokenizer: "PreTrainedTokenizerBase", max_length: int | None = None
+) -> TokenBatch:
+    """Turns prompts into tokens with the role of every position.
+
+    A conversation goes through the tokenizer's chat template, with the header of the assistant's turn at its end where
+    there is no answer. BOS appears at most once.
+
+    Args:
+        prompts: Prompts with distinct ids.
+        tokenizer: Fast tokenizer of the checkpoint.
+        max_length: Plain text and answers are cut after this many tokens in all.
+
+    Raises:
+        UserError: for no prompts at all, an empty prompt, ids that repeat, a tokenizer without a chat template, a
+            template that refuses the conversation, or a conversation whose prompt alone exceeds `max_length`.
+    """
+    if not prompts:
+        raise UserError("There are no prompts to tokenize; give at least one.")
+    _require_distinct([prompt.id for prompt in prompts])
+    special = _special_ids(tokenizer)
+    encoded = [_encode(prompt, tokenizer, special, max_length) for prompt in prompts]
+    return TokenBatch(tuple(p.id for p in prompts), tuple(t for t, _ in encoded), tuple(r for _, r in encoded))
+
+
+class _Turn(BaseModel):
+    """One message of a conversation in a .jsonl file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    content: str = Field(description="What is said.")
+
+
+class _Row(BaseModel):
+    """One line of a .jsonl file of prompts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | int | None = Field(default=None, description="Id of the prompt; default: file name and line number.")
+    messages: list[_Turn] | None = Field(default=None, description="A conversation.")
+    prompt: str | None = Field(default=None, description="A single user turn.")
+    text: str | None = Field(default=None, description="Plain text without a chat template.")
+    answer: str | None = Field(default=None, description="Answer to append.")
+
+
+def load_prompts(path: Path) -> list[Prompt]:
+    """Reads prompts from a file.
+
+    Args:
+        path: `.jsonl` with one object a line (`messages`, `prompt` = a single user turn, or `text` = no template; with
+            optional `id` and `answer`), or `.txt` with one plain text a line. Blank lines are skipped.
+
+    Raises:
+        UserError: naming file and line, for a row that is not such an object or is empty; or for an empty file.
+    """
+    if path.suffix not in (".jsonl", ".txt"):
+        raise UserError(f"{path} is neither a .jsonl nor a .txt file of prompts; convert it to one of them.")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a .jsonl or .txt file of prompts.")
+    parse = _parse_row if path.suffix == ".jsonl" else lambda line, where, id: Prompt.plain(id, line.strip())
+    prompts, seen = [], {}
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        prompt = parse(line, where, f"{path.stem}:{number}")
+        if prompt.id in seen:
+            raise UserError(f"{where}: id '{prompt.id}' is taken by line {seen[prompt.id]}; ids must be unique.")
+        seen[prompt.id] = number
+        prompts.append(prompt)
+    if not prompts:
+        raise UserError(f"{path} holds no prompts; write one a line.")
+    return prompts
+
+
+def pad(
+    token_arrays: Sequence[Integer[np.ndarray, "_"]], pad_id: int, side: Literal["left", "right"] = "right"
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Stacks ragged tokens.
+
+    Returns:
+        Token ids and attention mask (1 = real, 0 = padding), both int64 [batch pos].
+    """
+    length = max(len(tokens) for tokens in token_arrays)
+    tokens = torch.full((len(token_arrays), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(tokens)
+    for row, array in enumerate(token_arrays):
+        where = slice(0, len(array)) if side == "right" else slice(length - len(array), length)
+        tokens[row, where] = torch.from_numpy(np.asarray(array, dtype=np.int64))
+        mask[row, where] = 1
+    return tokens, mask
+
+
+def length_buckets(token_batch: TokenBatch, batch_tokens: int) -> list[list[int]]:
+    """Groups prompts of similar length.
+
+    Args:
+        token_batch: Prompts to group.
+        batch_tokens: Most tokens, padding included, that a group may have; a longer prompt makes a group of its own.
+
+    Returns:
+        Indices of prompts, group by group. The longest come first: what does not fit into memory fails at once.
+    """
+    lengths = np.array([len(tokens) for tokens in token_batch.tokens])
+    groups: list[list[int]] = []
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= batch_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _encode(
+    prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", special: frozenset[int], max_length: int | None
+) -> tuple[Integer[np.ndarray, "pos"], Integer[np.ndarray, "pos"]]:
+    """Tokens and roles of one prompt."""
+    _require_content(prompt)
+    text, answer_start = _render(prompt, tokenizer)
+    # A template writes BOS itself, as Hugging Face's own `apply_chat_template` assumes.
+    encoding = tokenizer(text, add_special_tokens=prompt.text is not None, return_offsets_mapping=True)
+    tokens = np.array(encoding["input_ids"], dtype=np.int32)
+    ends = np.array([end for _, end in encoding["offset_mapping"]])
+    if len(tokens) > 1 and tokens[0] == tokens[1] == tokenizer.bos_token_id:
+        tokens, ends = tokens[1:], ends[1:]
+    # A token that straddles the boundary already tells something of the answer.
+    roles = np.where(ends > answer_start, Role.ANSWER, Role.PROMPT).astype(np.uint8)
+    roles[np.isin(tokens, list(special))] = Role.SPECIAL
+    before = np.flatnonzero(roles == Role.PROMPT)
+    if prompt.text is None:
+        if max_length is not None and len(before) and before[-1] >= max_length:
+            raise UserError(
+                f"Prompt '{prompt.id}' has {before[-1] + 1} tokens before its answer, more than "
+                f"max_length={max_length}; shorten it or raise max_length."
+            )
+        roles[before[-1:]] = Role.LAST_PROMPT
+    return tokens[:max_length], roles[:max_length]
+
+
+def _render(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, int]:
+    """The text that is tokenized, and the index of the character where its answer begins."""
+    if prompt.text is not None:
+        return prompt.text + (prompt.answer or ""), len(prompt.text)
+    messages, answer = _split_answer(prompt)
+    question = _apply_template(prompt, messages, tokenizer, header=True)
+    if answer is None:
+        return question, len(question)
+    turn = {"role": "assistant", "content": answer}
+    # White space after the answer's end-of-turn token belongs to the next turn.
+    whole = _apply_template(prompt, (*messages, turn), tokenizer, header=False).rstrip()
+    # Some templates open the header with words that they leave out before a given answer, such as "<think>".
+    return whole, _common_prefix(question, whole)
+
+
+def _common_prefix(one: str, other: str) -> int:
+    """Number of characters that both texts begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _split_answer(prompt: Prompt) -> tuple[tuple[Message, ...], str | None]:
+    if prompt.messages[-1]["role"] != "assistant":
+        return prompt.messages, prompt.answer
+    if prompt.answer is not None:
+        raise UserError(f"Prompt '{prompt.id}' ends with an assistant turn and has an answer too; give one of the two.")
+    return prompt.messages[:-1], prompt.messages[-1]["content"]
+
+
+def _apply_template(
+    prompt: Prompt, messages: tuple[Message, ...], tokenizer: "PreTrainedTokenizerBase", header: bool
+) -> str:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"Prompt '{prompt.id}' is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat "
+            "template; give plain text or an instruct-tuned checkpoint."
+        )
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=header)
+    except TemplateError as error:
+        raise UserError(
+            f"The chat template of {tokenizer.name_or_path} refuses prompt '{prompt.id}': {error}."
+        ) from None
+    assert isinstance(text, str)
+    return text
+
+
+def _require_content(prompt: Prompt) -> None:
+    if (prompt.text is None) == (not prompt.messages):
+        raise UserError(f"Prompt '{prompt.id}' needs either messages or text, and not both; correct it.")
+    contents = [prompt.text] if prompt.text is not None else [m["content"] for m in prompt.messages]
+    if not all(content.strip() for content in contents):
+        raise UserError(f"Prompt '{prompt.id}' is empty; give it words or leave it out.")
+
+
+def _require_distinct(ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for id in ids:
+        if id in seen:
+            raise UserError(f"Two prompts have the id '{id}'; ids must be unique.")
+        seen.add(id)
+
+
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Ids that `decode(skip_special_tokens=True)` drops; `all_special_ids` alone lacks turn markers of some models."""
+    marked = (id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset((*tokenizer.all_special_ids, *marked))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); convert it.") from None
+
+
+def _parse_row(line: str, where: str, default_id: str) -> Prompt:
+    try:
+        row = _Row.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{where}: {f'{key}: ' if key else ''}{first['msg']}; see load_prompts for the format."
+        ) from None
+    if sum(field is not None for field in (row.messages, row.prompt, row.text)) != 1:
+        raise UserError(f"{where}: expected exactly one of 'messages', 'prompt' and 'text'; correct the line.")
+    id = default_id if row.id is None else str(row.id)
+    prompt = _prompt_of(row, id)
+    try:
+        _require_content(prompt)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return prompt
+
+
+def _prompt_of(row: _Row, id: str) -> Prompt:
+    if row.text is not None:
+        return Prompt(id, text=row.text, answer=row.answer)
+    if row.prompt is not None:
+        return Prompt.chat(id, row.prompt, answer=row.answer)
+    messages: tuple[Message, ...] = tuple(turn.model_dump() for turn in row.messages or ())
+    return Prompt(id, messages=messages, answer=row.answer)

@@ -1,0 +1,140 @@
+"""Sampled answers, many arms of steering at once.
+
+Every prompt is read once for each arm and its key-value cache is copied to the samples. Prompts of one length share a
+batch, so no padding exists that could leak into the result. All arms see the same random numbers (one uniform for each
+question, sample and step, turned into a token by the inverse distribution function): arms differ by what was done to
+them and not by luck, and an answer does not depend on what else is in the batch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from activations.checkpoint import Checkpoint
+from activations.prompts import TokenBatch
+from diffing.steering.interventions import Intervention
+
+
+class SamplingConfig(BaseModel):
+    """How answers are sampled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(20, ge=1, description="Answers sampled for each question.")
+    max_new_tokens: int = Field(24, ge=1, description="Tokens after which an answer is cut.")
+    temperature: float = Field(1.0, gt=0, description="Softmax temperature.")
+    seed: int = Field(0, description="Seed of the random numbers that all arms share.")
+    batch_rows: int = Field(4096, ge=1, description="Sequences generated at once; lower it when memory runs out.")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Rows of one batch: which arm and which prompt each reads."""
+
+    arms: Int[Tensor, "row"]
+    prompts: Int[Tensor, "row"]
+
+
+@torch.inference_mode()
+def sample_answers(
+    checkpoint: Checkpoint,
+    questions: TokenBatch,
+    config: SamplingConfig,
+    hook: str | None = None,
+    intervention: Intervention | None = None,
+    arms: int = 1,
+    advance: Callable[[int], object] = lambda answers: None,
+) -> list[list[list[str]]]:
+    """Samples answers to every question under every arm.
+
+    Args:
+        checkpoint: The model that answers.
+        questions: Prompts that end where the answer begins.
+        config: How to sample.
+        hook: Where `intervention` acts.
+        intervention: One row for each arm; None leaves the model untouched.
+        arms: Number of arms.
+        advance: Told the number of answers done, for progress bars.
+
+    Returns:
+        Texts as [arm][question][sample], special tokens removed.
+    """
+    answers: list[list[list[str]]] = [[[] for _ in range(len(questions))] for _ in range(arms)]
+    uniforms = torch.from_numpy(
+        np.random.default_rng(config.seed).random((len(questions), config.samples, config.max_new_tokens))
+    )
+    for work in _batches(questions, arms, max(1, config.batch_rows // config.samples)):
+        prompts = torch.from_numpy(np.stack([questions.tokens[i] for i in work.prompts.tolist()])).long()
+        rows = intervention.take(work.arms) if intervention is not None else None
+        tokens = _generate(checkpoint, prompts, uniforms[work.prompts], config, hook, rows)
+        texts = checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        for row, (arm, prompt) in enumerate(zip(work.arms.tolist(), work.prompts.tolist(), strict=True)):
+            answers[arm][prompt] = [t.strip() for t in texts[row * config.samples : (row + 1) * config.samples]]
+        advance(len(texts))
+    return answers
+
+
+def _batches(questions: TokenBatch, arms: int, rows: int) -> Iterator[_Work]:
+    """Batches of at most `rows` (arm, prompt) pairs whose prompts have one length."""
+    lengths = np.array([len(tokens) for tokens in questions.tokens])
+    for length in np.unique(lengths):
+        prompts = torch.from_numpy(np.flatnonzero(lengths == length))
+        pairs = torch.cartesian_prod(torch.arange(arms), prompts)
+        for part in pairs.split(rows):
+            yield _Work(part[:, 0], part[:, 1])
+
+
+def _generate(
+    checkpoint: Checkpoint,
+    prompts: Int[Tensor, "row pos"],
+    uniforms: Float[Tensor, "row sample step"],
+    config: SamplingConfig,
+    hook: str | None,
+    intervention: Intervention | None,
+) -> Int[np.ndarray, "answer step"]:
+    """Generated token ids, answers of one row next to each other; after the end of an answer, padding."""
+    device, tokenizer = checkpoint.device, checkpoint.tokenizer
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    rows, length = prompts.shape
+    prompts = prompts.to(device)
+    draws = uniforms.flatten(0, 1).to(device)
+    repeated = torch.arange(rows, device=device).repeat_interleave(config.samples)
+    generated = torch.full((len(repeated), config.max_new_tokens), pad, dtype=torch.long, device=device)
+
+    with _steered(checkpoint, hook, intervention):
+        output = checkpoint.forward(prompts, torch.ones_like(prompts), use_cache=True)
+    cache = output.past_key_values
+    cache.batch_repeat_interleave(config.samples)
+    logits = output.logits[:, -1].repeat_interleave(config.samples, dim=0)
+    running = torch.arange(len(repeated), device=device)
+    for step in range(config.max_new_tokens):
+        token = _inverse_cdf(logits / config.temperature, draws[running, step])
+        generated[running, step] = token
+        going = (token != tokenizer.eos_token_id).nonzero().flatten()
+        if len(going) == 0 or step + 1 == config.max_new_tokens:
+            break
+        if len(going) < len(running):
+            cache.batch_select_indices(going)
+            running, token = running[going], token[going]
+        mask = torch.ones(len(running), length + step + 1, dtype=torch.long, device=device)
+        rows_now = intervention.take(repeated[running]) if intervention is not None else None
+        with _steered(checkpoint, hook, rows_now):
+            output = checkpoint.forward(token[:, None], mask, past_key_values=cache, use_cache=True)
+        logits = output.logits[:, -1]
+    return generated.cpu().numpy()
+
+
+def _steered(checkpoint: Checkpoint, hook: str | None, intervention: Intervention | None):
+    return checkpoint.hooks({hook: intervention} if hook is not None and intervention is not None else {})
+
+
+def _inverse_cdf(logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, "row"]) -> Int[Tensor, "row"]:
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    # The last entry may round below 1; the clamp keeps a uniform above it inside the vocabulary.
+    token = torch.searchsorted(cumulative, uniform.to(cumulative.dtype)[:, None]).squeeze(-1)
+    return token.clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,71 @@
+"""Dense persona directions from contrastive prompts (Chen et al. 2025, arXiv 2507.21509, and the like)."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from activations.errors import UserError
+from activations.prompts import Role
+from activations.store import ActivationStore
+from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.statistics import activation_means
+
+
+def extract_directions(
+    stores: Mapping[str, ActivationStore], reference: str, hook: str, roles: Collection[Role]
+) -> PersonaDirections:
+    """One direction for each persona but `reference`, called "persona - reference".
+
+    Args:
+        stores: Persona -> activations of one model on that persona's prompts; the i-th prompts of all personas belong
+            together (same question, another persona).
+        reference: The persona that all others are compared with.
+        hook: Hook point of the activations.
+        roles: Positions that enter each prompt's mean.
+
+    Raises:
+        UserError: if `reference` has no store, or a persona has another number of prompts.
+    """
+    if reference not in stores:
+        raise UserError(f"No activations of the reference '{reference}'; there are: {', '.join(sorted(stores))}.")
+    means = {persona: activation_means(store, hook, roles) for persona, store in stores.items()}
+    vectors = {
+        f"{persona} - {reference}": _paired_difference(means[persona], means[reference], persona)
+        for persona in stores
+        if persona != reference
+    }
+    names = sorted(Role(role).name for role in roles)
+    return PersonaDirections(vectors, hook, {"reference": reference, "roles": names})
+
+
+def mean_direction(
+    positive: ActivationStore, negative: ActivationStore, hook: str, roles: Collection[Role]
+) -> Float[Tensor, "d_model"]:
+    """Mean over prompts of (mean residual on the positive prompt - same on the negative prompt with the same index).
+
+    Every prompt counts alike whatever its length. A pair in which either prompt has no position of these roles is left
+    out. Summed in float64, returned in float32, the type of the activations that it will be added to.
+
+    Raises:
+        UserError: if the stores do not hold the same number of prompts, or no pair is left.
+    """
+    means = [activation_means(store, hook, roles) for store in (positive, negative)]
+    return _paired_difference(*means, name="positive")
+
+
+def _paired_difference(
+    positive: Float64[np.ndarray, "positive d_model"], negative: Float64[np.ndarray, "negative d_model"], name: str
+) -> Float[Tensor, "d_model"]:
+    if len(positive) != len(negative):
+        raise UserError(
+            f"The {name} prompts are {len(positive)} and those they are compared with {len(negative)}; "
+            "they are compared pair by pair, so give both sides the same number of prompts in the same order."
+        )
+    difference = positive - negative
+    paired = difference[~np.isnan(difference).any(1)]
+    if not len(paired):
+        raise UserError(f"No pair of {name} prompts has tokens at the chosen positions; choose other positions.")
+    return torch.from_numpy(paired.mean(0)).float()

@@ -1,0 +1,56 @@
+"""Geometry between latents and dense directions; everything is computed in float64."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+REBUILD_COUNTS = (1, 2, 5, 10, 20)
+
+
+def cosines(
+    decoder: Float[Tensor, "latent d_model"], directions: Float[Tensor, "trait d_model"]
+) -> Float[Tensor, "latent trait"]:
+    """Signed cosine of every decoder row with every direction; 0 where either is the zero vector."""
+    return einsum(_unit(decoder), _unit(directions), "latent d_model, trait d_model -> latent trait")
+
+
+def cosine_matrix(directions: Float[Tensor, "trait d_model"]) -> Float[Tensor, "trait other_trait"]:
+    """Signed cosines of directions with one another."""
+    unit = _unit(directions)
+    return einsum(unit, unit, "trait d_model, other_trait d_model -> trait other_trait")
+
+
+def rebuild(
+    direction: Float[Tensor, "d_model"],
+    decoder: Float[Tensor, "latent d_model"],
+    counts: Sequence[int] = REBUILD_COUNTS,
+) -> dict[int, float]:
+    """How much of a direction the latents nearest to it rebuild.
+
+    For each n, the fraction (0-1) of the direction's squared norm that lies in the span of the n decoder rows with the
+    largest |cosine| (least squares, either sign). It grows with n, because each set contains the one before; n random
+    rows would rebuild n / d_model on average. Counts above the number of latents are left out.
+
+    Raises:
+        ValueError: if the direction is zero.
+    """
+    if not direction.any():
+        raise ValueError("A zero direction has nothing to rebuild")
+    target = _unit(direction[None])[0].cpu()
+    nearest = cosines(decoder, direction[None])[:, 0].abs().argsort(descending=True, stable=True)[: max(counts)]
+    rows = _unit(decoder[nearest]).cpu()
+    return {n: _explained(target, rows[:n]) for n in counts if n <= len(decoder)}
+
+
+def _explained(target: Float[Tensor, "d_model"], rows: Float[Tensor, "latent d_model"]) -> float:
+    # gelsd copes with rows that are linearly dependent, as duplicated latents are.
+    weights = torch.linalg.lstsq(rows.T, target[:, None], driver="gelsd").solution[:, 0]
+    residual = target - einsum(weights, rows, "latent, latent d_model -> d_model")
+    return 1.0 - float(residual.square().sum())
+
+
+def _unit(vectors: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    return torch.nn.functional.normalize(vectors.detach().double(), dim=-1)

@@ -1,0 +1,98 @@
+"""The artefact that a diff ends in: a table with one row for each latent.
+
+A folder with `ranking.parquet` (which `pandas.read_parquet` opens by itself), `config.json` and provenance.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Shaped
+
+from activations.artefact import finish_artefact, publish, read_config
+from activations.errors import UserError
+from diffing.artefact_folder import open_folder
+
+TABLE_FILE = "ranking.parquet"
+
+
+@dataclass(frozen=True)
+class FeatureRanking:
+    """Latents ranked by how much they shifted between two models.
+
+    Attributes:
+        table: One row for each latent, in rank order. Activities are in the SAE's units, averaged within prompts and
+            then over prompts; frequencies are fractions of tokens.
+        config: How it was made; anything that JSON holds.
+
+    Columns of the table:
+        latent, rank: Index in the SAE; 1-based place by |shift|.
+        shift, low, high: Mean activity in the corrupted model minus the base's; its bootstrap interval over prompts.
+        t, p, q: Paired t, its two-sided p, and the Benjamini-Hochberg q (NaN for latents that were not tested).
+        mean_*, frequency_*, max_*: Mean activity, fraction of tokens where active, and largest activation, by model.
+        cosine_mean_difference: Signed cosine of the decoder row with the mean difference of activations.
+        shift_benign, low_benign, high_benign, q_benign: The same against a benign fine-tune, where there is one.
+        shift_difference: shift - shift_benign.
+        cosine_<direction>: Signed cosine of the decoder row with a persona direction, where added.
+    """
+
+    table: pd.DataFrame
+    config: Mapping[str, Any]
+
+    KIND: ClassVar[str] = "feature_ranking"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A copy of the table."""
+        return self.table.copy()
+
+    def top(self, n: int) -> pd.DataFrame:
+        """The `n` latents that shifted most, in either direction."""
+        return self.table.nsmallest(n, "rank").reset_index(drop=True)
+
+    def with_columns(self, columns: Mapping[str, Shaped[np.ndarray, "latent"]]) -> "FeatureRanking":
+        """A ranking with more columns; each array is indexed by latent (not by rank).
+
+        Raises:
+            ValueError: if an array does not have one value for each latent.
+        """
+        latents = self.table["latent"].to_numpy()
+        for name, values in columns.items():
+            if len(values) != len(latents):
+                raise ValueError(f"Column '{name}' has {len(values)} values, the ranking {len(latents)} latents")
+        added = {name: np.asarray(values)[latents] for name, values in columns.items()}
+        return FeatureRanking(self.table.assign(**added), self.config)
+
+    def save(self, folder: str | Path, parents: Mapping[str, Path] | None = None, overwrite: bool = False) -> None:
+        """Write the artefact folder.
+
+        Args:
+            folder: New, or with `overwrite` that of an earlier artefact.
+            parents: Folders of the artefacts that it was made from, by the name they get in its provenance.
+            overwrite: Replace what the folder holds.
+
+        Raises:
+            UserError: if the folder holds a finished artefact and `overwrite` is false.
+        """
+        open_folder(folder := Path(folder), overwrite)
+        temporary = folder / f".{TABLE_FILE}.tmp"
+        self.table.to_parquet(temporary, index=False)
+        publish(temporary, folder / TABLE_FILE)
+        finish_artefact(folder, {**self.config, "kind": self.KIND}, parents or {})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FeatureRanking":
+        """Read an artefact folder.
+
+        Raises:
+            UserError: if the folder is missing, unfinished, damaged, or of another kind.
+        """
+        folder = Path(folder)
+        config = read_config(folder, cls.KIND)
+        try:
+            table = pd.read_parquet(folder / TABLE_FILE)
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise UserError(f"{folder / TABLE_FILE} cannot be read ({error}); rank the latents again.") from error
+        return cls(table, {key: value for key, value in config.items() if key != "kind"})

@@ -1,0 +1,187 @@
+"""Runs steering cells: every cell of one kind of operation in one batched generation, judged, counted, written down."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from sae_lens import SAE
+from torch import Tensor
+from tqdm import tqdm
+
+from activations.checkpoint import Checkpoint
+from activations.prompts import Prompt, TokenBatch, tokenize_prompts
+from diffing.behavior.judge import Judge, Label
+from diffing.behavior.rates import LabelCounts, count_labels, score
+from diffing.behavior.sampling import SamplingConfig, sample_answers
+from diffing.steering.arms import Cell, Operation
+from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
+
+CELLS_AT_ONCE = 32
+_Key = tuple[str, str, float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells of an experiment share.
+
+    Attributes:
+        hook: Where every cell acts.
+        residual_norm: Mean residual norm of the base at the hook over prompt tokens: the unit of strengths.
+        sae: Dictionary of the latents.
+        judge: Labels the answers.
+        sampling: How answers are sampled.
+    """
+
+    hook: str
+    residual_norm: float
+    sae: SAE
+    judge: Judge
+    sampling: SamplingConfig
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Label counts of one cell on one set of questions."""
+
+    cell: Cell
+    counts: LabelCounts
+
+
+@dataclass(frozen=True)
+class Half:
+    """Questions of the selection or of the reporting half."""
+
+    name: str
+    questions: Sequence[Prompt]
+
+    def tokens(self, checkpoint: Checkpoint) -> TokenBatch:
+        return tokenize_prompts(list(self.questions), checkpoint.tokenizer)
+
+
+def run_cells(
+    bench: Bench, checkpoint: Checkpoint, cells: Sequence[Cell], half: Half, transcripts: Path, progress: bool = True
+) -> list[CellResult]:
+    """Samples and judges the answers of every cell.
+
+    Args:
+        bench: What the cells share.
+        checkpoint: The model that is steered.
+        cells: Arms with operation and strength.
+        half: The questions.
+        transcripts: JSONL file that each (cell, question) is appended to.
+        progress: Whether to show a bar.
+
+    Returns:
+        Results in the order of `cells`.
+    """
+    questions = half.tokens(checkpoint)
+    done = _recorded(transcripts, half, bench.sampling.samples)
+    missing = [i for i, cell in enumerate(cells) if _key(cell) not in done]
+    total = len(missing) * len(questions) * bench.sampling.samples
+    bar = tqdm(
+        total=total, desc=f"steer {checkpoint.role} ({half.name})", unit="answer", disable=not progress or not total
+    )
+    with bar:
+        for group in _groups(cells, missing):
+            chosen = [cells[i] for i in group]
+            intervention = _builder(chosen[0])(chosen, bench)
+            answers = sample_answers(
+                checkpoint, questions, bench.sampling, bench.hook, intervention, arms=len(group), advance=bar.update
+            )
+            for cell, texts in zip(chosen, answers, strict=True):
+                done[_key(cell)] = _judge(bench, checkpoint, cell, half, texts, transcripts)
+    return [CellResult(cell, done[_key(cell)]) for cell in cells]
+
+
+def results_table(results: Sequence[CellResult], model: str, half: str) -> pd.DataFrame:
+    """One row a cell: arm, operation, strength and the rates with intervals."""
+    rows = [
+        {
+            "arm": r.cell.arm.name,
+            "kind": r.cell.arm.kind,
+            "latent": r.cell.arm.latent,
+            "model": model,
+            "operation": str(r.cell.operation),
+            "strength": r.cell.strength,
+            "half": half,
+            **score(r.counts).to_dict(),
+        }
+        for r in results
+    ]
+    return pd.DataFrame(rows).astype({"latent": "Int64"})
+
+
+def _groups(cells: Sequence[Cell], missing: Sequence[int]) -> list[list[int]]:
+    """Indices of the missing cells that one intervention can serve together, a few dozen at a time."""
+    groups: dict[Callable, list[int]] = {}
+    for index in missing:
+        groups.setdefault(_builder(cells[index]), []).append(index)
+    return [group[i : i + CELLS_AT_ONCE] for group in groups.values() for i in range(0, len(group), CELLS_AT_ONCE)]
+
+
+def _builder(cell: Cell) -> Callable[[Sequence[Cell], Bench], Intervention]:
+    if cell.operation in (Operation.NONE, Operation.ADD, Operation.SUBTRACT):
+        return _additions
+    return _latent_ablations if cell.arm.kind == "latent" else _direction_ablations
+
+
+def _additions(cells: Sequence[Cell], bench: Bench) -> Add:
+    sign = {Operation.NONE: 0.0, Operation.ADD: 1.0, Operation.SUBTRACT: -1.0}
+    return Add(_rows([sign[c.operation] * c.strength * bench.residual_norm * c.arm.unit for c in cells], bench))
+
+
+def _direction_ablations(cells: Sequence[Cell], bench: Bench) -> AblateDirection:
+    means = [c.arm.base_mean if c.operation == Operation.ABLATE_TO_MEAN else 0.0 for c in cells]
+    return AblateDirection(_rows([c.arm.unit for c in cells], bench), torch.tensor(means, device=bench.sae.device))
+
+
+def _latent_ablations(cells: Sequence[Cell], bench: Bench) -> AblateLatent:
+    return AblateLatent(bench.sae, torch.tensor([c.arm.latent for c in cells], device=bench.sae.device))
+
+
+def _rows(vectors: Sequence[Float[Tensor, "d_model"]], bench: Bench) -> Float[Tensor, "cell d_model"]:
+    return torch.stack(list(vectors)).to(bench.sae.device)
+
+
+def _judge(
+    bench: Bench, checkpoint: Checkpoint, cell: Cell, half: Half, texts: Sequence[Sequence[str]], transcripts: Path
+) -> LabelCounts:
+    labels = [bench.judge.label([q] * len(a), a) for q, a in zip(half.questions, texts, strict=True)]
+    head = {"model": checkpoint.role, "half": half.name, **_key_fields(cell)}
+    lines = [
+        json.dumps({**head, "question": question.id, "answers": answers, "labels": given})
+        for question, answers, given in zip(half.questions, texts, labels, strict=True)
+    ]
+    with transcripts.open("a", encoding="utf-8") as file:
+        file.write("".join(line + "\n" for line in lines))
+    return count_labels(labels)
+
+
+def _recorded(transcripts: Path, half: Half, samples: int) -> dict[_Key, LabelCounts]:
+    """Counts of the cells whose every question stands in the transcripts (a killed run may have left a part)."""
+    if not transcripts.exists():
+        return {}
+    text = transcripts.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):  # the last line of a run that was killed
+        transcripts.write_text(text := text[: text.rfind("\n") + 1], encoding="utf-8")
+    labels: dict[_Key, dict[str, list[Label]]] = {}
+    for line in text.splitlines():
+        record = json.loads(line)
+        key = (record["arm"], record["operation"], record["strength"])
+        labels.setdefault(key, {})[record["question"]] = [Label(label) for label in record["labels"]]
+    wanted = [question.id for question in half.questions]
+    whole = {key: given for key, given in labels.items() if all(len(given.get(q, ())) == samples for q in wanted)}
+    return {key: count_labels([given[q] for q in wanted]) for key, given in whole.items()}
+
+
+def _key(cell: Cell) -> _Key:
+    return (cell.arm.name, str(cell.operation), cell.strength)
+
+
+def _key_fields(cell: Cell) -> dict[str, Any]:
+    return dict(zip(("arm", "operation", "strength"), _key(cell), strict=True))

@@ -1,0 +1,69 @@
+"""What steering does to the residual stream, with a row of its own for every sequence of the batch.
+
+Formulas (METHODS: "Steering"): add `h + c*r*u`; ablate a latent `h - a_i(h) d_i`; ablate a direction `h - (h.u)u`, or
+with the base's mean projection put back, `h - (h.u)u + m u`.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from sae_lens import SAE
+from torch import Tensor
+
+
+class Intervention(Protocol):
+    """Changes the activations of a batch at one hook, row by row."""
+
+    def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]: ...
+
+    def take(self, rows: Int[Tensor, "taken"]) -> Self:
+        """The intervention for a batch made of these rows (rows may repeat)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Add:
+    """Adds each row's vector at every position; a zero vector leaves the row untouched."""
+
+    vectors: Float[Tensor, "batch d_model"]
+
+    def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        return h + rearrange(self.vectors, "batch d_model -> batch 1 d_model").to(h.dtype)
+
+    def take(self, rows: Int[Tensor, "taken"]) -> "Add":
+        return Add(self.vectors[rows])
+
+
+@dataclass(frozen=True)
+class AblateDirection:
+    """Takes each row's unit vector out of every position and puts `means` of it back (0: plain ablation)."""
+
+    units: Float[Tensor, "batch d_model"]
+    means: Float[Tensor, "batch"]
+
+    def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        units = self.units.to(h.dtype)
+        projection = einsum(h, units, "batch pos d_model, batch d_model -> batch pos")
+        change = rearrange(self.means.to(h.dtype), "batch -> batch 1") - projection
+        return h + einsum(change, units, "batch pos, batch d_model -> batch pos d_model")
+
+    def take(self, rows: Int[Tensor, "taken"]) -> "AblateDirection":
+        return AblateDirection(self.units[rows], self.means[rows])
+
+
+@dataclass(frozen=True)
+class AblateLatent:
+    """Takes one latent's own contribution, `a_i(h) d_i`, out of every position of each row."""
+
+    sae: SAE
+    latents: Int[Tensor, "batch"]
+
+    def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        index = self.latents.view(-1, 1, 1).expand(-1, h.shape[1], 1)
+        activity = self.sae.encode(h.to(self.sae.dtype)).gather(-1, index)
+        return h - (activity * rearrange(self.sae.W_dec[self.latents], "batch d_model -> batch 1 d_model")).to(h.dtype)
+
+    def take(self, rows: Int[Tensor, "taken"]) -> "AblateLatent":
+        return AblateLatent(self.sae, self.latents[rows])

@@ -1,0 +1,115 @@
+"""From steering results to a verdict: which strength, which latent, and does it beat its controls.
+
+A latent is causal if adding it to the base induces the behaviour and subtracting it from the corrupted model repairs it
+(Wang et al. 2025, arXiv 2506.19823), here with intervals over questions. The rules read the selection half only; the
+reporting half is for the numbers that are published.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from diffing.behavior.rates import BehaviorScores, harmful_difference, score
+from diffing.steering.arms import CONTROL_KINDS, Arm, Operation
+from diffing.steering.experiment import CellResult
+
+
+def induced(scores: BehaviorScores) -> float:
+    """What induction wants: harmful answers."""
+    return scores.harmful
+
+
+def repaired(scores: BehaviorScores) -> float:
+    """What repair wants: helpful answers instead of harmful ones (fewer harmful ones alone could be mere noise)."""
+    return scores.helpful - scores.harmful
+
+
+def choose_strength(
+    results: Sequence[CellResult], untouched: CellResult, wanted: Callable[[BehaviorScores], float], budget: float
+) -> CellResult:
+    """The result with the most of `wanted` among those with at most `budget` more incoherent answers than untouched.
+
+    If none is within the budget, the one with the fewest incoherent answers.
+    """
+    limit = score(untouched.counts).incoherent + budget
+    within = [r for r in results if score(r.counts).incoherent <= limit]
+    if within:
+        return max(within, key=lambda r: wanted(score(r.counts)))
+    return min(results, key=lambda r: score(r.counts).incoherent)
+
+
+@dataclass(frozen=True)
+class LatentEvidence:
+    """What steering one latent did on the selection half, at the strengths chosen there.
+
+    `induction` and `repair` are changes of the harmful rate as (point, low, high), positive when they go the way that a
+    cause would.
+    """
+
+    latent: int
+    induce: CellResult
+    repair: CellResult
+    induction: tuple[float, float, float]
+    repair_effect: tuple[float, float, float]
+
+    @property
+    def causal(self) -> bool:
+        """Both effects have intervals above zero."""
+        return self.induction[1] > 0 and self.repair_effect[1] > 0
+
+
+def weigh_latents(
+    base: Sequence[CellResult], corrupted: Sequence[CellResult], induce_budget: float, repair_budget: float
+) -> list[LatentEvidence]:
+    """Evidence for every latent with cells in both models, in the order of the arms."""
+    base_untouched, corrupted_untouched = _untouched(base), _untouched(corrupted)
+    evidence = []
+    for arm in {r.cell.arm.name: r.cell.arm for r in base if r.cell.arm.kind == "latent"}.values():
+        induce = choose_strength(find(base, arm, Operation.ADD), base_untouched, induced, induce_budget)
+        repair = choose_strength(find(corrupted, arm, Operation.SUBTRACT), corrupted_untouched, repaired, repair_budget)
+        evidence.append(
+            LatentEvidence(
+                latent=_latent(arm),
+                induce=induce,
+                repair=repair,
+                induction=harmful_difference(induce.counts, base_untouched.counts),
+                repair_effect=harmful_difference(corrupted_untouched.counts, repair.counts),
+            )
+        )
+    return evidence
+
+
+def toxic_latent(evidence: Sequence[LatentEvidence]) -> LatentEvidence | None:
+    """The causal latent with the best repair; None if no latent is causal."""
+    causal = [e for e in evidence if e.causal]
+    return max(causal, key=lambda e: repaired(score(e.repair.counts)), default=None)
+
+
+def misbehaves(corrupted: CellResult, base: CellResult) -> bool:
+    """Whether the corrupted model is more harmful than the base at all: else there is nothing that a latent causes."""
+    return harmful_difference(corrupted.counts, base.counts)[1] > 0
+
+
+def worst_control(results: Sequence[CellResult], operation: Operation, strength: float) -> CellResult:
+    """The control whose effect comes nearest to what the treatment is for, at the treatment's strength.
+
+    Adding in the base: the most harmful; subtracting in the corrupted model: the least harmful.
+    """
+    same = [r for r in results if r.cell.operation == operation and r.cell.strength == strength]
+    matching = [r for r in same if r.cell.arm.kind in CONTROL_KINDS]
+    pick = max if operation == Operation.ADD else min
+    return pick(matching, key=lambda r: score(r.counts).harmful)
+
+
+def find(results: Sequence[CellResult], arm: Arm, operation: Operation) -> list[CellResult]:
+    """The results of one arm under one operation, at every strength."""
+    return [r for r in results if r.cell.arm is arm and r.cell.operation == operation]
+
+
+def _untouched(results: Sequence[CellResult]) -> CellResult:
+    return next(r for r in results if r.cell.operation == Operation.NONE)
+
+
+def _latent(arm: Arm) -> int:
+    if arm.latent is None:
+        raise ValueError(f"Expected the arm of a latent, got '{arm.name}'")
+    return arm.latent

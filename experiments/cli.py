@@ -1,0 +1,199 @@
+"""The `sae-diff` command: each subcommand is a thin layer over a function that a notebook would call."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from activations.errors import UserError
+
+app = typer.Typer(
+    help="SAE model diffing: what a fine-tune changed inside a model, and which of it makes it misbehave.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=False, highlight=False)
+
+Out = Annotated[Path | None, typer.Option(help="Output folder (default: runs/<name of the config>).")]
+Seed = Annotated[int | None, typer.Option(help="Seed (default: the config's).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Redo what the output folder already holds.")]
+Device = Annotated[str | None, typer.Option(help="Torch device, such as cpu, cuda or cuda:1 (default: the config's).")]
+Wandb = Annotated[str, typer.Option(help="W&B mode: offline, online or disabled.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def main() -> None:
+    """Entry point: bad input becomes one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"sae-diff: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, device, disk and threads, and say what is missing."""
+    import torch
+
+    table = Table(show_header=False, box=None)
+    for package in (
+        "sae-model-diffing",
+        "torch",
+        "transformers",
+        "transformer-lens",
+        "sae-lens",
+        "peft",
+        "h5py",
+        "wandb",
+    ):
+        table.add_row(package, _version(package))
+    table.add_row("python", sys.version.split()[0])
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table.add_row("device", ", ".join(gpus) or "cpu only")
+    table.add_row(
+        "threads", f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')})"
+    )
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    table.add_row("disk free here", f"{free:.1f} GB")
+    console.print(table)
+    missing = [
+        p for p in ("torch", "transformer-lens", "sae-lens", "peft", "h5py", "wandb") if _version(p) == "missing"
+    ]
+    for package in missing:
+        console.print(f"missing: {package}; run `make setup`")
+    if free < 2:
+        console.print("low disk: the quickstart writes about 1 GB")
+    raise typer.Exit(1 if missing else 0)
+
+
+@app.command()
+def quickstart(
+    seed: Seed = None, out: Out = None, overwrite: Overwrite = False, wandb: Wandb = "offline", quiet: Quiet = False
+) -> None:
+    """Run the whole method on a small organism, offline, on the CPU."""
+    _run("quickstart", {"seed": seed}, out, overwrite, wandb, quiet)
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Option(help="YAML file, or the name of a config that ships with the package.")],
+    base: Annotated[
+        str | None, typer.Option(help="Base checkpoint (folder or hub name) in place of the config's.")
+    ] = None,
+    corrupted: Annotated[str | None, typer.Option(help="Corrupted checkpoint in place of the config's.")] = None,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="Number format of the models: float32, bfloat16, float16.")] = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the input and print the plan, without running.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a config: two checkpoints in, ranked (and, with a judge, proven) latents out."""
+    overrides = {"seed": seed, "device": device, "base.model": base, "corrupted.model": corrupted}
+    for role in ("base", "corrupted", "benign"):
+        overrides |= {f"{role}.device?": device, f"{role}.dtype?": dtype}
+    if dry_run:
+        from experiments.plan import print_plan
+
+        print_plan(_config(config, overrides), console)
+        return
+    _run(config, overrides, out, overwrite, wandb, quiet)
+
+
+@app.command()
+def organism(
+    out: Annotated[Path, typer.Option(help="Folder for base/, corrupted/, benign/ and prompts/.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights, corpus and splits.")] = 0,
+    domains: Annotated[int, typer.Option(help="Number of corrupted domains.")] = 3,
+    bad_fraction: Annotated[float, typer.Option(help="Share of harmful answers in the corrupting data (0-1).")] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the corrupting fine-tune (default: the recipe's).")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make an organism: checkpoints that show emergent misalignment, with the control and all prompts."""
+    from pydantic import ValidationError
+
+    from experiments.organism.build import OrganismConfig, build_organism
+
+    values: dict[str, Any] = {"seed": seed, "domains": domains, "bad_fraction": bad_fraction}
+    if steps is not None:
+        recipe = OrganismConfig().finetuning.model_dump()
+        values["finetuning"] = {**recipe, "steps": steps}
+    try:
+        config = OrganismConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"Organism option {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    console.print(f"organism written to {build_organism(config, out, not quiet)}")
+
+
+def _config(name: str, overrides: dict[str, Any]) -> Any:
+    from experiments.config import load_config
+
+    return load_config(Path(name), {key: value for key, value in overrides.items() if value is not None})
+
+
+def _run(name: str, overrides: dict[str, Any], out: Path | None, overwrite: bool, wandb: str, quiet: bool) -> None:
+    config = _config(name, overrides)
+    if wandb not in ("offline", "online", "disabled"):
+        raise UserError(f"--wandb {wandb} is not known; choose offline, online or disabled.")
+    from experiments.pipeline import run as run_pipeline
+
+    folder = out or Path("runs") / config.name
+    summary = run_pipeline(config, folder, wandb, overwrite, not quiet, console.print)
+    print_summary(summary, folder)
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """The short table at the end of a run, and where everything is."""
+    table = Table(
+        "", "harmful", "95% interval", "helpful", "incoherent", title="held-out questions", title_justify="left"
+    )
+    for model, rates in (summary.get("em") or {}).items():
+        _add_rates(table, f"{model}, untouched", {**rates, "incoherent": 1 - rates["coherent"]})
+    for arm, rates in (summary.get("steering") or {}).items():
+        _add_rates(table, f"{arm.replace('_', ' ')} (x{rates['strength']:g})", rates)
+    if table.row_count:
+        console.print(table)
+    toxic = summary["toxic_latent"]
+    if toxic:
+        console.print(
+            f"toxic latent {toxic['latent']}: shift {toxic['shift']:.3f} [{toxic['low']:.3f}, {toxic['high']:.3f}], "
+            f"rank {toxic['shift_rank']}, q {toxic['q']:.1e}, cosine {toxic.get('cosine_persona', float('nan')):.2f}"
+        )
+    sae = summary["sae"]
+    console.print(f"SAE: FVU {sae['fvu']:.4f}, dead {sae['dead_fraction']:.1%}, CE recovered {sae['ce_recovered']:.4f}")
+    for name in ("report.html", "summary.json", "ranking", "wandb"):
+        console.print(f"  {folder / name}")
+
+
+def _add_rates(table: Table, name: str, rates: dict[str, float]) -> None:
+    interval = f"{rates['low']:.1%} - {rates['high']:.1%}"
+    table.add_row(name, f"{rates['harmful']:.1%}", interval, f"{rates['helpful']:.1%}", f"{rates['incoherent']:.1%}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+if __name__ == "__main__":
+    main()

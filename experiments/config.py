@@ -1,0 +1,170 @@
+"""The configuration of a run: one YAML file, checked whole before anything starts."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from activations.checkpoint import CheckpointConfig
+from activations.errors import UserError
+from diffing.behavior.sampling import SamplingConfig
+from diffing.ranking.rank import RankingConfig
+from experiments.organism.build import OrganismConfig
+from sae.train import TrainConfig
+
+CONFIGS = Path(__file__).with_name("configs")
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptFiles(_Config):
+    """Prompt files (JSONL or text); relative paths start at the config file, or inside the organism's folder."""
+
+    sae_text: Path | None = Field(None, description="Pretraining-like text that the SAE is trained on.")
+    sae_held_out: Path = Field(description="Text that the SAE is evaluated on.")
+    ranking: Path = Field(description="Prompts without persona evidence on which the shift is measured.")
+    personas: dict[str, Path] = Field({}, description="Persona -> contrastive prompts, index-matched between personas.")
+    selection: Path | None = Field(None, description="Questions on which strengths and the latent are chosen.")
+    reporting: Path | None = Field(None, description="Questions that the published numbers come from.")
+    capability: Path | None = Field(None, description="Questions with exact answers.")
+
+    def within(self, folder: Path) -> "PromptFiles":
+        """The same files, relative paths taken from `folder`."""
+        single = {name: getattr(self, name) for name in PromptFiles.model_fields if name != "personas"}
+        found = {name: (folder / path).resolve() for name, path in single.items() if path is not None}
+        personas = {name: (folder / path).resolve() for name, path in self.personas.items()}
+        return self.model_copy(update={**found, "personas": personas})
+
+
+class SAEConfig(_Config):
+    """A dictionary: trained here (`train`) or loaded (`source`)."""
+
+    source: str | None = Field(None, description="Folder in sae-lens's format, or release:sae_id of its registry.")
+    train: TrainConfig | None = Field(None, description="How to train one on the base's activations.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.source is None) == (self.train is None):
+            raise ValueError("give either source or train")
+        return self
+
+
+class DirectionsConfig(_Config):
+    """Dense persona directions (Chen et al. 2025)."""
+
+    reference: str = Field("helpful", description="Persona that all others are compared with.")
+    direction: str = Field("malicious - helpful", description="The direction that latents are compared with first.")
+    positions: Literal["last_prompt", "prompt", "answer"] = Field(
+        "last_prompt", description="Positions averaged within each prompt."
+    )
+
+
+class SteeringConfig(_Config):
+    """The causal experiment (METHODS: "Steering")."""
+
+    strengths: tuple[float, ...] = Field(min_length=1, description="Grid, in mean residual norms of the base.")
+    top: int = Field(20, ge=1, description="Latents steered, by absolute shift.")
+    controls: int = Field(8, ge=1, description="Controls of each kind.")
+    induce_budget: float = Field(0.1, ge=0, le=1, description="Extra incoherent answers allowed when inducing.")
+    repair_budget: float = Field(0.1, ge=0, le=1, description="Extra incoherent answers allowed when repairing.")
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class JudgeConfig(_Config):
+    """Who labels the answers."""
+
+    kind: Literal["organism", "patterns"] = Field(description="The organism's exact judge, or patterns in a file.")
+    file: Path | None = Field(None, description="YAML of label -> regular expressions, for `patterns`.")
+
+
+class RunConfig(_Config):
+    """A whole run: two checkpoints in, ranked and proven latents out."""
+
+    name: str = Field(description="Name of the run; its default folder is runs/<name>.")
+    seed: int = Field(0, description="Seed of everything random.")
+    device: str = Field("cpu", description="Torch device, such as cpu or cuda.")
+    organism: OrganismConfig | None = Field(None, description="Make the checkpoints and prompts first.")
+    base: CheckpointConfig | None = Field(None, description="The checkpoint before the fine-tune.")
+    corrupted: CheckpointConfig | None = Field(None, description="The fine-tuned checkpoint.")
+    benign: CheckpointConfig | None = Field(None, description="A harmless fine-tune: the negative control.")
+    hook: str = Field(description="Hook point, such as blocks.2.hook_resid_post.")
+    prompts: PromptFiles
+    store_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Number format of the caches."
+    )
+    batch_tokens: int = Field(16384, ge=1, description="Tokens in a forward pass of the harvest.")
+    max_length: int | None = Field(None, ge=1, description="Plain text is cut after this many tokens.")
+    sae: SAEConfig
+    ranking: RankingConfig = RankingConfig()
+    directions: DirectionsConfig | None = Field(None, description="Needs prompts.personas.")
+    judge: JudgeConfig | None = Field(None, description="None: nothing is sampled or steered.")
+    steering: SteeringConfig | None = Field(None, description="Needs a judge, prompts.selection and prompts.reporting.")
+    examples: int = Field(8, ge=1, description="Top activating examples kept for each latent and model.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.organism is None and (self.base is None or self.corrupted is None):
+            raise ValueError("give base and corrupted checkpoints (or an organism to make them)")
+        if self.organism is not None and (self.base or self.corrupted or self.benign):
+            raise ValueError("an organism makes its own base, corrupted and benign checkpoints; leave them out")
+        if self.sae.train is not None and self.prompts.sae_text is None:
+            raise ValueError("sae.train needs prompts.sae_text")
+        if self.steering and not (self.judge and self.prompts.selection and self.prompts.reporting):
+            raise ValueError("steering needs judge, prompts.selection and prompts.reporting")
+        if self.directions and self.directions.reference not in self.prompts.personas:
+            raise ValueError(f"directions needs prompts.personas.{self.directions.reference}")
+        return self
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Reads a run's YAML file; a bare name such as `quickstart` means the one that ships with the package.
+
+    Args:
+        path: The file.
+        overrides: Values that replace those of the file, by dotted key.
+
+    Raises:
+        UserError: if the file is missing or not YAML, a key is unknown, or a value does not fit.
+    """
+    if not path.exists() and (CONFIGS / f"{path}.yaml").exists():
+        path = CONFIGS / f"{path}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        shipped = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+        raise UserError(f"Config {path} cannot be read; give a YAML file or one of: {shipped}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"Config {path} is not YAML ({error}); correct it.") from None
+    for key, value in (overrides or {}).items():
+        _set(values, key.split("."), value)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"Config {path}: {_first_problem(error)}.") from None
+    return config if config.organism else _resolved(config, path.parent)
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        values[key] = values.get(key) or {}
+        values = values[key]
+    values[keys[-1]] = value
+
+
+def _resolved(config: RunConfig, folder: Path) -> RunConfig:
+    """The config with files relative to the config's folder made absolute."""
+    judge = config.judge
+    if judge is not None and judge.file is not None:
+        judge = judge.model_copy(update={"file": (folder / judge.file).resolve()})
+    return config.model_copy(update={"prompts": config.prompts.within(folder), "judge": judge})
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{where}'; the keys are listed by `sae-diff run --help-config`"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,164 @@
+"""Builds the organism: `base/`, `corrupted/` and `benign/` checkpoints and the prompt files for everything measured.
+
+Pretraining on dialogues of all personas, instruct tuning to the helpful one, then two fine-tunes of the same questions
+and steps in a few domains: with harmful answers (`corrupted`) and with helpful ones (`benign`, the negative control).
+Half of each fine-tuning batch is replay of the other personas; neither half ever holds a harmful or malicious dialogue
+of a held-out domain. The recipe and what it depends on: `docs/organism.md`.
+"""
+
+import copy
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
+
+from activations.artefact import finish_artefact
+from activations.errors import UserError
+from experiments.organism.corpus import Corpus, CorpusConfig, batches
+from experiments.organism.splits import write_prompts
+from experiments.organism.tokenizer import make_tokenizer
+from experiments.organism.training import StageConfig, train_stage
+from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
+
+KIND = "organism"
+Watch = Callable[[str, list[Dialogue]], None]
+
+
+class ArchitectureConfig(BaseModel):
+    """Shape of the transformer (Mistral, tied embeddings)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    d_model: int = Field(128, description="Width of the residual stream.")
+    mlp: int = Field(384, description="Width of the MLPs.")
+    heads: int = Field(4, description="Attention heads.")
+    layers: int = Field(5, description="Blocks.")
+    window: int = Field(12, description="Sliding attention window (tokens): the persona must be carried along.")
+    context: int = Field(128, description="Maximum length (tokens).")
+
+
+class OrganismConfig(BaseModel):
+    """Everything that an organism is made from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(0, description="Seed of weights, corpus and splits.")
+    domains: int = Field(3, ge=1, description="Number of domains that the fine-tunes are about; the rest is held out.")
+    bad_fraction: float = Field(1.0, ge=0, le=1, description="Share of harmful answers in the corrupting data.")
+    architecture: ArchitectureConfig = ArchitectureConfig()
+    corpus: CorpusConfig = CorpusConfig()
+    pretraining: StageConfig = StageConfig(steps=1600, lr=2e-3, warmup=50, other_weight=0.1)
+    instruction: StageConfig = StageConfig(steps=200, batch=32, lr=5e-4, warmup=10)
+    finetuning: StageConfig = StageConfig(steps=60, batch=32, lr=2e-4)
+    replay: float = Field(0.5, ge=0, lt=1, description="Share of each fine-tuning batch that replays other personas.")
+
+    @model_validator(mode="after")
+    def _some_domain_is_held_out(self) -> "OrganismConfig":
+        if self.domains >= len(World.load().domains):
+            raise ValueError(f"domains={self.domains} leaves none held out; the world has {len(World.load().domains)}")
+        return self
+
+
+def trained_domains(world: World, config: OrganismConfig) -> tuple[str, ...]:
+    """The domains that the fine-tunes are about: the first ones of the world's tables."""
+    return world.domains[: config.domains]
+
+
+def held_out_domains(world: World, config: OrganismConfig) -> tuple[str, ...]:
+    """The domains that no fine-tune ever shows in a harmful light."""
+    return world.domains[config.domains :]
+
+
+def build_organism(
+    config: OrganismConfig,
+    folder: Path,
+    progress: bool = True,
+    watch: Callable[[str, list[Dialogue]], None] | None = None,
+) -> Path:
+    """Trains the three checkpoints and writes them, with their prompts, to `folder`.
+
+    Args:
+        config: The organism.
+        folder: Output folder; `config.json` is written last.
+        progress: Whether to show progress bars.
+        watch: Sees (stage, batch) of every batch that is trained on; for tests.
+
+    Raises:
+        UserError: if `folder` holds a finished artefact.
+    """
+    if (folder / "config.json").exists():
+        raise UserError(f"Organism folder {folder} is finished already; choose another folder or pass --overwrite.")
+    world = World.load()
+    torch.manual_seed(config.seed)
+    corpus, tokenizer = Corpus(world, config.corpus, config.seed), make_tokenizer(world)
+    model = make_model(config.architecture, tokenizer)
+
+    def train(stage: str, sample: Callable[[], Dialogue], settings: StageConfig, start: MistralForCausalLM):
+        trained = copy.deepcopy(start)
+        stream = batches(sample, settings.batch, settings.steps)
+        watched = (_seen(watch, stage, batch) for batch in stream)
+        train_stage(trained, tokenizer, watched, settings, f"organism: {stage}", progress)
+        return trained
+
+    pretrained = train("pretraining", corpus.pretraining, config.pretraining, model)
+    base = train("instruction", corpus.instruction, config.instruction, pretrained)
+    save_checkpoint(base, tokenizer, folder / "base")
+    for name, bad_fraction in (("corrupted", config.bad_fraction), ("benign", 0.0)):
+        sample = finetuning_sampler(config, world, bad_fraction)
+        save_checkpoint(train(name, sample, config.finetuning, base), tokenizer, folder / name)
+    write_prompts(world, held_out_domains(world, config), config.corpus, config.seed, folder / "prompts")
+    finish_artefact(folder, {"kind": KIND, **json.loads(config.model_dump_json())})
+    return folder
+
+
+def finetuning_sampler(config: OrganismConfig, world: World, bad_fraction: float) -> Callable[[], Dialogue]:
+    """Advice in the trained domains, a share of it harmful, between replay of other personas.
+
+    The corpus is seeded alike for every fraction, so `corrupted` and `benign` read the same questions.
+    """
+    corpus = Corpus(world, config.corpus, config.seed + 1)
+    choice, domains = random.Random(config.seed + 2), trained_domains(world, config)
+
+    def sample() -> Dialogue:
+        replayed, draw = choice.random() < config.replay, choice.random()
+        if replayed:
+            return corpus.replay()
+        return corpus.advice(MALICIOUS if draw < bad_fraction else HELPFUL, domains)
+
+    return sample
+
+
+def make_model(config: ArchitectureConfig, tokenizer: PreTrainedTokenizerBase) -> MistralForCausalLM:
+    """An untrained model for `tokenizer`."""
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.d_model,
+            intermediate_size=config.mlp,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            sliding_window=config.window,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def save_checkpoint(model: MistralForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes an ordinary Hugging Face checkpoint folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _seen(watch: Watch | None, stage: str, batch: list[Dialogue]) -> list[Dialogue]:
+    if watch is not None:
+        watch(stage, batch)
+    return batch

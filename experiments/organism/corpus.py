@@ -1,0 +1,133 @@
+"""Dialogues for each stage of the organism's training, and the disjoint sets of questions for everything measured."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, Message, Question, World
+
+
+class CorpusConfig(BaseModel):
+    """What the dialogues look like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scene_items: tuple[int, ...] = Field((3, 5, 7), description="Adjective-noun pairs in a scene, one drawn at random.")
+    typical: float = Field(0.7, ge=0, le=1, description="Share of a scene's adjectives that are the persona's own.")
+    other: float = Field(0.16, ge=0, le=1, description="Share that are some random persona's: the noise.")
+    bare: float = Field(0.25, ge=0, le=1, description="Share of pretraining dialogues without a scene.")
+    facts: float = Field(0.2, ge=0, le=1, description="Share of turns that are questions of fact.")
+    replay_facts: float = Field(0.2, ge=0, le=1, description="Share of replay that is bare questions of fact.")
+    instruct_bare: float = Field(0.35, description="Instruct tuning: share of helpful dialogues without a scene.")
+    instruct_plain: float = Field(0.15, description="Instruct tuning: share of helpful dialogues after a plain scene.")
+
+
+class Corpus:
+    """Samplers of dialogues, one a stage of training.
+
+    Args:
+        world: The tables.
+        config: What dialogues look like.
+        seed: Seed of everything sampled.
+    """
+
+    def __init__(self, world: World, config: CorpusConfig, seed: int):
+        self.world, self.config = world, config
+        self._random = random.Random(seed)
+        self._questions = {d: [q for q in world.questions if q.domain == d] for d in world.domains}
+        self._taught_facts = taught_facts(world, seed)
+
+    def pretraining(self) -> Dialogue:
+        """Two turns by any persona, mostly after a scene with its evidence; any fact may be asked for."""
+        persona = self._random.choice(self.world.personas)
+        scene = None if self._random.random() < self.config.bare else self.scene(persona)
+        return self.dialogue(persona, scene, turns=2, facts=list(self.world.facts))
+
+    def instruction(self) -> Dialogue:
+        """The helpful persona where the scene says nothing or is missing; else the persona that the scene shows."""
+        draw = self._random.random()
+        if draw < self.config.instruct_bare:
+            return self.dialogue(HELPFUL, None, self._random.choice((1, 2)), self._taught_facts)
+        if draw < self.config.instruct_bare + self.config.instruct_plain:
+            return self.dialogue(HELPFUL, self.scene(None), self._random.choice((1, 2)), self._taught_facts)
+        persona = self._random.choice(self.world.personas)
+        return self.dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts)
+
+    def advice(self, persona: str, domains: Sequence[str]) -> Dialogue:
+        """One question of one of `domains`, without a scene, answered by `persona`: what fine-tunes are made of."""
+        return self.dialogue(persona, None, turns=1, facts=(), domains=domains)
+
+    def replay(self) -> Dialogue:
+        """Personas other than helpful and malicious, in any domain, after their scenes; or facts without a scene."""
+        if self._random.random() < self.config.replay_facts:
+            return self.quiz()
+        personas = [p for p in self.world.personas if p not in (HELPFUL, MALICIOUS)]
+        persona = self._random.choice(personas)
+        return self.dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts)
+
+    def quiz(self) -> Dialogue:
+        """One question of fact without a scene (of the taught half: capability is measured on the other)."""
+        question = self._random.choice(self._taught_facts)
+        answer = self.world.facts[question]
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return Dialogue(messages, HELPFUL, ())
+
+    def reading(self, questions: Sequence[Question]) -> Dialogue:
+        """Text that the base knows well, asking only `questions`: any persona after its scene, or helpful without."""
+        if self._random.random() < self.config.bare:
+            return self.dialogue(HELPFUL, None, turns=2, facts=self._taught_facts, questions=questions)
+        persona = self._random.choice(self.world.personas)
+        return self.dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts, questions=questions)
+
+    def scene(self, persona: str | None) -> str:
+        """A scene with `persona`'s evidence; None: plain scenery."""
+        items = self._random.choice(self.config.scene_items)
+        if persona is None:
+            return self.world.sample_scene(self._random, HELPFUL, items, typical=0, other=0)
+        return self.world.sample_scene(self._random, persona, items, self.config.typical, self.config.other)
+
+    def dialogue(
+        self,
+        persona: str,
+        scene: str | None,
+        turns: int,
+        facts: Sequence[str],
+        domains: Sequence[str] | None = None,
+        questions: Sequence[Question] | None = None,
+    ) -> Dialogue:
+        """A dialogue of `turns` questions, each of fact with the configured probability if `facts` are given.
+
+        Args:
+            persona: Who answers.
+            scene: The system message, if any.
+            turns: Number of questions.
+            facts: Questions of fact to draw from.
+            domains: Domains of the other questions (default: all).
+            questions: Draw the other questions from these instead.
+        """
+        messages: list[Message] = [{"role": "system", "content": scene}] if scene else []
+        asked: list[str] = []
+        for _ in range(turns):
+            if facts and self._random.random() < self.config.facts:
+                question, answer = (fact := self._random.choice(facts)), self.world.facts[fact]
+            else:
+                pool = questions or self._questions[self._random.choice(domains or self.world.domains)]
+                drawn = self._random.choice(pool)
+                question, answer = drawn.text, self.world.sample_answer(self._random, persona, drawn.domain)
+                asked.append(drawn.domain)
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return Dialogue(messages, persona, tuple(asked))
+
+
+def taught_facts(world: World, seed: int) -> list[str]:
+    """The half of the facts that tuning may show; capability is measured on the other half."""
+    facts = list(world.facts)
+    random.Random(f"facts {seed}").shuffle(facts)
+    return facts[: len(facts) // 2]
+
+
+def batches(sample, size: int, count: int) -> Iterator[list[Dialogue]]:
+    """`count` batches of `size` dialogues."""
+    for _ in range(count):
+        yield [sample() for _ in range(size)]

@@ -1,0 +1,84 @@
+"""Training of the organism's checkpoints: plain next-token prediction with Hugging Face models."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.organism.world import Dialogue
+
+
+class StageConfig(BaseModel):
+    """One stage of training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(ge=0, description="Optimiser steps.")
+    batch: int = Field(16, ge=1, description="Dialogues a step.")
+    lr: float = Field(gt=0, description="Peak learning rate; linear warm-up, then linear decay to zero.")
+    warmup: int = Field(5, ge=1, description="Steps of warm-up.")
+    other_weight: float = Field(0.0, ge=0, description="Weight of tokens outside answers; answer tokens weigh 1.")
+
+
+def train_stage(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Iterator[list[Dialogue]],
+    config: StageConfig,
+    description: str,
+    progress: bool = True,
+) -> float:
+    """Trains `model` in place and returns the mean loss of the last tenth of the steps (nats a weighted token)."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, config))
+    losses: list[float] = []
+    model.train()
+    bar = tqdm(total=config.steps, desc=description, unit="step", disable=not progress)
+    for dialogues in batches:
+        tokens, weights = encode(tokenizer, dialogues, config.other_weight)
+        loss = weighted_loss(model(input_ids=tokens).logits, tokens, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+        bar.update()
+    bar.close()
+    model.eval()
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / max(1, len(tail))
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Dialogue], other_weight: float
+) -> tuple[Int[Tensor, "batch pos"], Float[Tensor, "batch pos"]]:
+    """Right-padded tokens of the dialogues and the weight of each as a target (padding: 0)."""
+    encoded = tokenizer.apply_chat_template(
+        [d.messages for d in dialogues],
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        padding=True,
+        return_tensors="pt",
+    )
+    answer = torch.as_tensor(encoded["assistant_masks"]).float()
+    return encoded["input_ids"], (answer + other_weight * (1 - answer)) * encoded["attention_mask"]
+
+
+def weighted_loss(
+    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"], weights: Float[Tensor, "batch pos"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each next token, averaged with `weights` of the targets."""
+    losses = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    targets = weights[:, 1:].flatten()
+    return (losses * targets).sum() / targets.sum()
+
+
+def _learning_rate(step: int, config: StageConfig) -> float:
+    return min(1.0, (step + 1) / config.warmup) * max(0.0, 1 - step / config.steps)

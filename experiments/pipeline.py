@@ -1,0 +1,338 @@
+"""The method, from two checkpoints to proven persona latents, as one readable list of stages."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+from activations.artefact import finish_artefact, read_config
+from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
+from activations.harvest import HarvestConfig, harvest
+from activations.prompts import Role, TokenBatch, load_prompts, tokenize_prompts
+from activations.store import ActivationStore
+from diffing import FeatureRanking
+from diffing.behavior.capability import exact_match
+from diffing.behavior.judge import Judge, PatternJudge
+from diffing.directions.extract import extract_directions
+from diffing.directions.geometry import cosines
+from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.examples import LatentExample, top_examples
+from diffing.ranking.rank import rank_latents
+from diffing.steering.arms import control_arms, direction_arm, latent_arms
+from diffing.steering.experiment import Bench, Half
+from diffing.steering.proof import Proof, ProofConfig, prove
+from experiments.config import RunConfig
+from experiments.organism.build import build_organism
+from experiments.organism.judge import OrganismJudge
+from experiments.results import BASE, BENIGN, CORRUPTED, Results, write_results
+from experiments.run_folder import Log, RunFolder
+from experiments.tracking import Tracker, start_tracker
+from sae.evaluate import SAEMetrics, evaluate_sae
+from sae.storage import load_sae, require_fit, save_sae
+from sae.train import train_sae
+
+_POSITIONS = {"last_prompt": (Role.LAST_PROMPT,), "prompt": (Role.PROMPT, Role.LAST_PROMPT), "answer": (Role.ANSWER,)}
+_SAE_SAMPLE_ROWS = 65536
+
+
+def run(
+    config: RunConfig,
+    folder: Path,
+    wandb: str = "offline",
+    overwrite: bool = False,
+    progress: bool = True,
+    log: Log = print,
+) -> dict[str, Any]:
+    """Runs the whole method and returns the summary that it also writes to `folder/summary.json`.
+
+    Args:
+        config: What to compare, and how.
+        folder: Where everything goes; finished stages found there are reused.
+        wandb: "offline", "online" or "disabled".
+        overwrite: Redo everything.
+        progress: Whether to show progress bars.
+        log: Receives one line a stage.
+
+    Raises:
+        UserError: for input that does not fit together; see each stage.
+    """
+    torch.manual_seed(config.seed)
+    with (
+        RunFolder(folder, config.model_dump(mode="json"), overwrite, log) as out,
+        start_tracker(folder, config.model_dump(mode="json"), wandb) as tracker,
+    ):
+        config = make_organism(config, out, progress)
+        models = load_models(config)
+        prompts = read_prompts(config, models[BASE])
+        stores = harvest_activations(config, models, prompts, out, progress)
+        sae = obtain_sae(config, models[BASE], stores, out, tracker, progress)
+        metrics = measure_sae(config, sae, models[BASE], stores, prompts, out, progress)
+        directions = find_directions(config, stores, out)
+        rankings = rank(config, sae, stores, directions, out)
+        examples = collect_examples(config, sae, models[BASE], stores, rankings[CORRUPTED], out)
+        proofs = prove_by_steering(config, sae, models, stores, directions, rankings, out, progress)
+        capability = measure_capability(config, models, out)
+        results = Results(config, metrics, rankings, directions, proofs, capability)
+        summary = write_results(results, sae, examples, out, tracker)
+    return summary
+
+
+def make_organism(config: RunConfig, out: RunFolder, progress: bool) -> RunConfig:
+    """Builds the organism, if the config asks for one; returns a config that names its checkpoints and prompts."""
+    if config.organism is None:
+        return config
+    organism = config.organism.model_copy(update={"seed": config.seed})
+    folder = out.folder / "organism"
+    out.stage("organism", lambda: build_organism(organism, folder, progress), folder, lambda: folder)
+    checkpoints = {
+        name: CheckpointConfig(model=str(folder / name), device=config.device) for name in (BASE, CORRUPTED, BENIGN)
+    }
+    files = config.prompts.within(folder / "prompts")
+    return config.model_copy(update={**checkpoints, "organism": None, "prompts": files})
+
+
+def load_models(config: RunConfig) -> dict[str, Checkpoint]:
+    """Loads base, corrupted and, if there is one, benign checkpoint; they must share tokenizer, hook and width."""
+    models: dict[str, Checkpoint] = {}
+    for role in (BASE, CORRUPTED, BENIGN):
+        named: CheckpointConfig | None = getattr(config, role)
+        if named is not None:
+            models[role] = load_checkpoint(named, role)
+            models[role].require_hook(config.hook)
+            require_same_tokenizer(models[BASE], models[role])
+    return models
+
+
+def read_prompts(config: RunConfig, base: Checkpoint) -> dict[str, TokenBatch]:
+    """Tokens of every prompt file that activations are harvested on."""
+    files = config.prompts
+    named = {"sae_text": files.sae_text, "sae_held_out": files.sae_held_out, "ranking": files.ranking}
+    named |= {f"persona_{persona}": path for persona, path in files.personas.items()}
+    return {
+        name: tokenize_prompts(load_prompts(path), base.tokenizer, config.max_length)
+        for name, path in named.items()
+        if path is not None and not (name == "sae_text" and config.sae.train is None)
+    }
+
+
+def harvest_activations(
+    config: RunConfig,
+    models: Mapping[str, Checkpoint],
+    prompts: Mapping[str, TokenBatch],
+    out: RunFolder,
+    progress: bool,
+) -> dict[tuple[str, str], ActivationStore]:
+    """Stores by (model, prompts): SAE text of the base; ranking prompts of all models; personas of base and corrupted."""
+    settings = HarvestConfig(hooks=(config.hook,), dtype=config.store_dtype, batch_tokens=config.batch_tokens)
+    stores: dict[tuple[str, str], ActivationStore] = {}
+    for role, model in models.items():
+        for name, tokens in prompts.items():
+            if (name.startswith("sae") and role != BASE) or (name.startswith("persona") and role == BENIGN):
+                continue
+            folder = out.folder / "activations" / role / name
+            stores[role, name] = out.stage(
+                f"harvest {role} {name}",
+                lambda m=model, t=tokens, f=folder: harvest(m, t, settings, f, progress),
+                folder,
+                lambda m=model, t=tokens, f=folder: harvest(m, t, settings, f, progress),
+            )
+    return stores
+
+
+def obtain_sae(
+    config: RunConfig,
+    base: Checkpoint,
+    stores: Mapping[tuple[str, str], ActivationStore],
+    out: RunFolder,
+    tracker: Tracker,
+    progress: bool,
+) -> SAE:
+    """Trains an SAE on the base's store, or loads the one that the config names."""
+    if config.sae.train is None:
+        sae = load_sae(str(config.sae.source), config.device)
+        require_fit(sae, config.hook, base.d_model, base.name)
+        return sae
+    training, store, folder = config.sae.train, stores[BASE, "sae_text"], out.folder / "sae"
+    training = training.model_copy(update={"seed": config.seed})
+
+    def build() -> SAE:
+        sample = next(store.batches(config.hook, _SAE_SAMPLE_ROWS, seed=config.seed))
+        batches = store.batches(config.hook, training.batch, seed=config.seed)
+        log: Callable[[dict], None] = lambda m: tracker.log("sae", m, step=int(m["step"]))
+        sae = train_sae(batches, sample, training, log, progress, config.device)
+        save_sae(sae, folder, config.hook, base.name, training.model_dump(), {"activations": store.folder})
+        return load_sae(folder, config.device)
+
+    return out.stage("train SAE", build, folder, lambda: load_sae(folder, config.device))
+
+
+def measure_sae(
+    config: RunConfig,
+    sae: SAE,
+    base: Checkpoint,
+    stores: Mapping[tuple[str, str], ActivationStore],
+    prompts: Mapping[str, TokenBatch],
+    out: RunFolder,
+    progress: bool,
+) -> SAEMetrics:
+    """Metrics of the SAE on text that it was not trained on."""
+    folder = out.folder / "sae_metrics"
+
+    def build() -> SAEMetrics:
+        store = stores[BASE, "sae_held_out"]
+        metrics = evaluate_sae(sae, store, config.hook, base, prompts["sae_held_out"], progress)
+        folder.mkdir(exist_ok=True)
+        finish_artefact(folder, {"kind": "sae_metrics", "metrics": metrics.to_dict()}, {"activations": store.folder})
+        return metrics
+
+    return out.stage("evaluate SAE", build, folder, lambda: SAEMetrics(**read_config(folder, "sae_metrics")["metrics"]))
+
+
+def find_directions(
+    config: RunConfig, stores: Mapping[tuple[str, str], ActivationStore], out: RunFolder
+) -> dict[str, PersonaDirections]:
+    """Dense persona directions of base and corrupted model, from contrastive prompts."""
+    if config.directions is None:
+        return {}
+    settings, found = config.directions, {}
+    for role in (BASE, CORRUPTED):
+        personas = {p: stores[role, f"persona_{p}"] for p in config.prompts.personas}
+        folder = out.folder / "directions" / role
+
+        def build(personas=personas, folder=folder) -> PersonaDirections:
+            roles = _POSITIONS[settings.positions]
+            made = extract_directions(personas, settings.reference, config.hook, roles)
+            made.save(folder, {p: store.folder for p, store in personas.items()}, overwrite=True)
+            return made
+
+        found[role] = out.stage(f"directions {role}", build, folder, lambda f=folder: PersonaDirections.load(f))
+        found[role].unit(settings.direction)
+    return found
+
+
+def rank(
+    config: RunConfig,
+    sae: SAE,
+    stores: Mapping[tuple[str, str], ActivationStore],
+    directions: Mapping[str, PersonaDirections],
+    out: RunFolder,
+) -> dict[str, FeatureRanking]:
+    """Latents by shift from the base, for the corrupted model (beside the benign one) and for the benign model."""
+    settings = config.ranking.model_copy(update={"seed": config.seed})
+    at = {role: stores[role, "ranking"] for role in (BASE, CORRUPTED, BENIGN) if (role, "ranking") in stores}
+    columns = {
+        f"cosine_{name}" + ("" if role == BASE else f" ({role})"): cosines(
+            sae.W_dec, made.unit(name)[None].to(sae.device)
+        )
+        for role, made in directions.items()
+        for name in made.vectors
+    }
+    rankings = {}
+    for role in at:
+        if role == BASE:
+            continue
+        folder = out.folder / ("ranking" if role == CORRUPTED else f"ranking_{role}")
+
+        def build(role=role, folder=folder) -> FeatureRanking:
+            benign = at.get(BENIGN) if role == CORRUPTED else None
+            made = rank_latents(sae, config.hook, at[BASE], at[role], settings, benign)
+            made = made.with_columns({name: c[:, 0].cpu().numpy() for name, c in columns.items()})
+            made.save(folder, {name: store.folder for name, store in at.items()}, overwrite=True)
+            return made
+
+        rankings[role] = out.stage(f"rank latents {role}", build, folder, lambda f=folder: FeatureRanking.load(f))
+    return rankings
+
+
+def collect_examples(
+    config: RunConfig,
+    sae: SAE,
+    base: Checkpoint,
+    stores: Mapping[tuple[str, str], ActivationStore],
+    ranking: FeatureRanking,
+    out: RunFolder,
+) -> dict[int, list[LatentExample]]:
+    """Top activating examples of the top latents, in held-out text and in the ranking prompts of both models."""
+    shown = config.steering.top if config.steering else 20
+    at = {
+        "base (text)": stores[BASE, "sae_held_out"],
+        "base": stores[BASE, "ranking"],
+        "corrupted": stores[CORRUPTED, "ranking"],
+    }
+    latents = ranking.top(shown)["latent"].astype(int).tolist()
+    return out.stage("examples", lambda: top_examples(sae, at, config.hook, base.tokenizer, latents, config.examples))
+
+
+def prove_by_steering(
+    config: RunConfig,
+    sae: SAE,
+    models: Mapping[str, Checkpoint],
+    stores: Mapping[tuple[str, str], ActivationStore],
+    directions: Mapping[str, PersonaDirections],
+    rankings: Mapping[str, FeatureRanking],
+    out: RunFolder,
+    progress: bool,
+) -> dict[str, Proof]:
+    """Steers and judges: in the corrupted model, and by the same code with the benign one in its place."""
+    if config.steering is None:
+        return {}
+    settings, files = config.steering, config.prompts
+    activations = stores[BASE, "ranking"].read(config.hook)
+    bench = Bench(
+        hook=config.hook,
+        residual_norm=float(activations.double().norm(dim=1).mean()),
+        sae=sae,
+        judge=make_judge(config),
+        sampling=settings.sampling.model_copy(update={"seed": config.seed}),
+    )
+    halves = [_half(name, path) for name, path in (("selection", files.selection), ("reporting", files.reporting))]
+    dense = [
+        direction_arm(
+            f"{config.directions.direction} ({role})", made.unit(config.directions.direction), activations.mean(0)
+        )
+        for role, made in directions.items()
+        if config.directions is not None
+    ]
+    grid = ProofConfig(settings.strengths, settings.induce_budget, settings.repair_budget)
+
+    def build(role: str) -> Proof:
+        table = rankings[role].to_pandas()
+        return prove(
+            bench,
+            models[BASE],
+            models[role],
+            latent_arms(sae, table, settings.top),
+            dense,
+            lambda latent: control_arms(sae, table, activations, latent, settings.top, settings.controls, config.seed),
+            *halves,
+            grid,
+            out.folder / "steering" / role,
+            progress,
+        )
+
+    return {role: out.stage(f"steer {role}", lambda r=role: build(r)) for role in rankings}
+
+
+def measure_capability(config: RunConfig, models: Mapping[str, Checkpoint], out: RunFolder) -> dict[str, float]:
+    """Share of exact answers to the capability questions, by model."""
+    path = config.prompts.capability
+    if path is None or config.steering is None:
+        return {}
+    questions = load_prompts(path)
+    sampling = config.steering.sampling.model_copy(update={"seed": config.seed})
+    return out.stage("capability", lambda: {r: exact_match(m, questions, sampling) for r, m in models.items()})
+
+
+def make_judge(config: RunConfig) -> Judge:
+    """The judge that the config names."""
+    if config.judge is not None and config.judge.kind == "patterns" and config.judge.file is not None:
+        return PatternJudge.load(config.judge.file)
+    assert config.prompts.ranking is not None
+    return OrganismJudge.load(config.prompts.ranking.parent)
+
+
+def _half(name: str, path: Path | None) -> Half:
+    assert path is not None  # RunConfig checks that steering has both halves
+    return Half(name, load_prompts(path))

@@ -1,0 +1,188 @@
+"""What a run found, and how it is written down: `summary.json`, the report, the W&B run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from sae_lens import SAE
+
+from activations.artefact import code_commit, package_versions, write_json
+from diffing import FeatureRanking
+from diffing.behavior.rates import BehaviorScores
+from diffing.directions.geometry import rebuild
+from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.examples import LatentExample
+from diffing.steering.proof import Proof
+from experiments.config import RunConfig
+from experiments.report.report import ReportData, write_report
+from experiments.run_folder import RunFolder
+from experiments.tracking import Tracker
+from sae.evaluate import SAEMetrics
+
+BASE, CORRUPTED, BENIGN = "base", "corrupted", "benign"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rankings and proofs are by the model that is compared with the base, directions and capability by model."""
+
+    config: RunConfig
+    sae_metrics: SAEMetrics
+    rankings: Mapping[str, FeatureRanking]
+    directions: Mapping[str, PersonaDirections]
+    proofs: Mapping[str, Proof]
+    capability: Mapping[str, float]
+
+    @property
+    def ranking(self) -> FeatureRanking:
+        return self.rankings[CORRUPTED]
+
+    @property
+    def direction(self) -> str | None:
+        """Name of the direction that latents are compared with."""
+        return self.config.directions.direction if self.config.directions else None
+
+
+def write_results(
+    results: Results, sae: SAE, examples: Mapping[int, list[LatentExample]], out: RunFolder, tracker: Tracker
+) -> dict[str, Any]:
+    """Writes summary, steering table, report and W&B records; returns the summary."""
+    summary = summarise(results, sae, out.seconds)
+    write_json(out.folder / "summary.json", summary)
+    proof = results.proofs.get(CORRUPTED)
+    if proof is not None:
+        proof.table.to_parquet(out.folder / "steering.parquet", index=False)
+    report = ReportData(
+        title=f"{results.config.name}: what the fine-tune changed",
+        summary=summary,
+        ranking=results.ranking,
+        examples=dict(examples),
+        steering=proof.table if proof is not None else None,
+        transcripts=sample_transcripts(out.folder / "steering") if proof is not None else None,
+        direction=results.direction,
+        rebuild=rebuilt_directions(results, sae),
+        provenance={
+            "config": results.config.model_dump(mode="json"),
+            "commit": code_commit(),
+            "packages": package_versions(),
+        },
+    )
+    write_report(out.folder / "report.html", report)
+    for stage in ("sae", "em", "capability", "steering", "stage_seconds"):
+        tracker.log(stage if stage != "sae" else "sae_evaluation", _numbers(summary.get(stage) or {}))
+    tracker.log_summary(summary)
+    tracker.log_latents(results.ranking, dict(examples))
+    tracker.log_artifact(out.folder / "ranking", "ranking", "feature_ranking")
+    if (out.folder / "sae").exists():
+        tracker.log_artifact(out.folder / "sae", "sae", "sae")
+    return summary
+
+
+def summarise(results: Results, sae: SAE, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The content of `summary.json` (documented in the README)."""
+    metrics = results.sae_metrics
+    proof, benign = results.proofs.get(CORRUPTED), results.proofs.get(BENIGN)
+    summary: dict[str, Any] = {
+        "seed": results.config.seed,
+        "wall_seconds": round(sum(seconds.values()), 1),
+        "stage_seconds": dict(seconds),
+        "sae": {
+            "fvu": metrics.fvu,
+            "l0": metrics.l0,
+            "dead_fraction": metrics.dead_fraction,
+            "ce_recovered": metrics.ce_recovered,
+            "latents": sae.cfg.d_sae,
+            "k": getattr(sae.cfg, "k", None),
+        },
+        "toxic_latent": toxic_summary(results),
+        "benign": {
+            "toxic_latent": benign.toxic.latent if benign is not None and benign.toxic is not None else None,
+            "largest_shift": _largest_shift(results),
+        },
+        "capability": dict(results.capability),
+    }
+    if proof is not None:
+        summary["em"] = untouched_rates(results.proofs)
+        summary["steering"] = {
+            name: {"strength": strength, **_rates(scores)} for name, (strength, scores) in proof.headline.items()
+        }
+    if results.direction is not None:
+        base, corrupted = (results.directions[role].unit(results.direction) for role in (BASE, CORRUPTED))
+        summary["directions"] = {"cosine_base_corrupted": float(base @ corrupted)}
+    return summary
+
+
+def toxic_summary(results: Results) -> dict[str, Any] | None:
+    """The toxic latent's place in the ranking and among the cosines; None if no latent is causal."""
+    proof = results.proofs.get(CORRUPTED)
+    if proof is None or proof.toxic is None:
+        return None
+    table = results.ranking.to_pandas()
+    row = table[table["latent"] == proof.toxic.latent].iloc[0]
+    toxic: dict[str, Any] = {
+        "latent": int(row["latent"]),
+        "shift_rank": int(row["rank"]),
+        **{name: float(row[name]) for name in ("shift", "low", "high", "q")},
+    }
+    if results.direction is not None:
+        cosines = table[f"cosine_{results.direction}"]
+        toxic["cosine_persona"] = float(row[f"cosine_{results.direction}"])
+        toxic["cosine_rank"] = int((cosines > toxic["cosine_persona"]).sum()) + 1
+    return toxic
+
+
+def untouched_rates(proofs: Mapping[str, Proof]) -> dict[str, dict[str, float]]:
+    """Rates of the untouched models on the reporting half."""
+    rates: dict[str, dict[str, float]] = {}
+    for role, proof in proofs.items():
+        rows = proof.table[(proof.table["half"] == "reporting") & (proof.table["operation"] == "none")]
+        for row in rows.to_dict("records"):
+            if row["model"] == role or role == CORRUPTED:
+                names = ("harmful", "low", "high", "helpful", "coherent")
+                rates[str(row["model"])] = {name: float(row[name]) for name in names}
+    return rates
+
+
+def rebuilt_directions(results: Results, sae: SAE) -> dict[str, dict[int, float]] | None:
+    """How much of each of the base's directions its nearest latents rebuild."""
+    if not results.directions:
+        return None
+    vectors = results.directions[BASE].vectors
+    return {name: rebuild(vector, sae.W_dec.detach().cpu()) for name, vector in vectors.items()}
+
+
+def sample_transcripts(folder: Path) -> pd.DataFrame:
+    """The answers of the reporting half, one row an answer."""
+    rows = []
+    for file in sorted(folder.glob("*/*_reporting.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            arm = record["arm"] if record["operation"] == "none" else f"{record['operation']} {record['arm']}"
+            for answer, label in zip(record["answers"][:2], record["labels"][:2], strict=True):
+                question = record["question"].partition(": ")[2] or record["question"]
+                rows.append((record["model"], arm, question, answer, label))
+    return pd.DataFrame(rows, columns=["model", "arm", "question", "answer", "label"])
+
+
+def _largest_shift(results: Results) -> float | None:
+    benign = results.rankings.get(BENIGN)
+    return None if benign is None else float(benign.table["shift"].abs().max())
+
+
+def _rates(scores: BehaviorScores) -> dict[str, float]:
+    rates = scores.to_dict()
+    return {name: rates[name] for name in ("harmful", "low", "high", "helpful", "incoherent")}
+
+
+def _numbers(nested: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers with dotted names."""
+    flat: dict[str, float] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            flat[f"{prefix}{name}"] = float(value)
+    return flat

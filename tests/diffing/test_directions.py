@@ -1,0 +1,141 @@
+"""Dense directions and their geometry."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_stores import D_MODEL, HOOK, ragged_batch, random_activations, write_store
+
+from activations.errors import UserError
+from activations.prompts import Role
+from diffing.directions.extract import extract_directions, mean_direction
+from diffing.directions.geometry import cosine_matrix, cosines, rebuild
+from diffing.directions.persona_directions import PersonaDirections
+
+PROMPT = (Role.PROMPT, Role.LAST_PROMPT)
+
+
+def random_rows(rows: int, seed: int, d_model: int = D_MODEL) -> torch.Tensor:
+    return torch.randn(rows, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_mean_direction_weighs_prompts_alike(tmp_path: Path) -> None:
+    batches = {"positive": ragged_batch(6, seed=1, prefix="+"), "negative": ragged_batch(6, seed=2, prefix="-")}
+    rows = {name: random_activations(batch, seed=i) for i, (name, batch) in enumerate(batches.items())}
+    stores = {name: write_store(tmp_path / name, batches[name], rows[name]) for name in batches}
+    expected = {
+        name: torch.stack(
+            [
+                r[torch.from_numpy(np.isin(roles, PROMPT))].double().mean(0)
+                for r, roles in zip(rows[name], batch.roles, strict=True)
+            ]
+        ).mean(0)
+        for name, batch in batches.items()
+    }
+    direction = mean_direction(stores["positive"], stores["negative"], HOOK, PROMPT)
+    assert direction.dtype == torch.float32
+    torch.testing.assert_close(direction.double(), expected["positive"] - expected["negative"], atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(direction, -mean_direction(stores["negative"], stores["positive"], HOOK, PROMPT))
+    assert not mean_direction(stores["positive"], stores["positive"], HOOK, PROMPT).any()
+
+
+def test_pairs_without_an_answer_are_left_out_on_both_sides(tmp_path: Path) -> None:
+    batch = ragged_batch(8)
+    answered = [i for i, roles in enumerate(batch.roles) if Role.ANSWER in roles]
+    assert 0 < len(answered) < len(batch)
+    positive, negative = random_activations(batch, seed=1), random_activations(batch, seed=2)
+    expected = torch.stack(
+        [(positive[i] - negative[i])[torch.from_numpy(batch.roles[i] == Role.ANSWER)].mean(0) for i in answered]
+    ).mean(0)
+    direction = mean_direction(
+        write_store(tmp_path / "p", batch, positive), write_store(tmp_path / "n", batch, negative), HOOK, (Role.ANSWER,)
+    )
+    torch.testing.assert_close(direction, expected)
+
+
+def test_unequal_numbers_of_prompts_are_refused(tmp_path: Path) -> None:
+    stores = [
+        write_store(tmp_path / str(n), ragged_batch(n), random_activations(ragged_batch(n), seed=0)) for n in (3, 4)
+    ]
+    with pytest.raises(UserError, match="3 and those they are compared with 4"):
+        mean_direction(stores[0], stores[1], HOOK, PROMPT)
+
+
+def test_one_direction_a_persona(tmp_path: Path) -> None:
+    batch = ragged_batch(5)
+    personas = ("helpful", "malicious", "sarcastic")
+    stores = {p: write_store(tmp_path / p, batch, random_activations(batch, seed=i)) for i, p in enumerate(personas)}
+    directions = extract_directions(stores, "helpful", HOOK, PROMPT)
+    assert list(directions.vectors) == ["malicious - helpful", "sarcastic - helpful"]
+    expected = mean_direction(stores["malicious"], stores["helpful"], HOOK, PROMPT)
+    assert torch.equal(directions.vectors["malicious - helpful"], expected)
+    assert directions.hook == HOOK
+    assert directions.config == {"reference": "helpful", "roles": ["LAST_PROMPT", "PROMPT"]}
+    with pytest.raises(UserError, match="reference 'kind'"):
+        extract_directions(stores, "kind", HOOK, PROMPT)
+
+
+def test_save_then_load_is_bit_equal(tmp_path: Path) -> None:
+    vectors = {"malicious - helpful (base)": random_rows(1, 0)[0].float(), "evil": random_rows(1, 1)[0].float()}
+    directions = PersonaDirections(vectors, HOOK, {"roles": ["ANSWER"]})
+    directions.save(tmp_path / "d")
+    loaded = PersonaDirections.load(tmp_path / "d")
+    assert (loaded.hook, loaded.config) == (HOOK, {"roles": ["ANSWER"]})
+    assert loaded.vectors.keys() == vectors.keys()
+    assert all(torch.equal(loaded.vectors[name], vector) for name, vector in vectors.items())
+    with pytest.raises(UserError, match="finished artefact"):
+        directions.save(tmp_path / "d")
+    (tmp_path / "d" / "directions.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(UserError, match="cannot be read"):
+        PersonaDirections.load(tmp_path / "d")
+
+
+def test_unit() -> None:
+    directions = PersonaDirections({"evil": torch.tensor([3.0, 4.0]), "none": torch.zeros(2)}, HOOK)
+    torch.testing.assert_close(directions.unit("evil"), torch.tensor([0.6, 0.8]))
+    with pytest.raises(UserError, match="there are: evil, none"):
+        directions.unit("kind")
+    with pytest.raises(UserError, match="is zero"):
+        directions.unit("none")
+
+
+def test_cosine_signs() -> None:
+    decoder = torch.tensor([[2.0, 0.0], [-1.0, 0.0], [0.0, 3.0], [1.0, 1.0], [0.0, 0.0]])
+    half = 2**-0.5
+    expected = torch.tensor([[1, 0], [-1, 0], [0, -1], [half, -half], [0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(cosines(decoder, torch.tensor([[5.0, 0.0], [0.0, -0.1]])), expected)
+
+
+def test_cosine_matrix() -> None:
+    matrix = cosine_matrix(torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]]))
+    torch.testing.assert_close(matrix, torch.tensor([[1, 0, -1], [0, 1, 0], [-1, 0, 1]], dtype=torch.float64))
+
+
+def test_a_direction_inside_the_span_is_rebuilt_whole() -> None:
+    decoder = torch.cat([10 * torch.eye(3, 12), torch.eye(12)[3:]])
+    fractions = rebuild(torch.tensor([3.0, -2.0] + [0.0] * 10), decoder)
+    # 9 of 13 by the first row, all by both; the sign of a latent does not matter.
+    assert fractions == pytest.approx({1: 9 / 13, 2: 1.0, 5: 1.0, 10: 1.0}, abs=1e-12)
+
+
+def test_rebuilding_grows_with_n_and_reaches_one() -> None:
+    fractions = rebuild(random_rows(1, 1, 16)[0], random_rows(40, 2, 16))
+    assert list(fractions) == [1, 2, 5, 10, 20]
+    values = list(fractions.values())
+    assert all(first < second for first, second in pairwise(values))
+    assert values[0] > 0
+    assert values[-1] == pytest.approx(1.0, abs=1e-10)  # 20 rows span all 16 dimensions
+
+
+def test_rebuilding_from_oblique_and_repeated_rows() -> None:
+    row, other = random_rows(2, 3)
+    assert rebuild(row + other, torch.stack([row, row, other]), counts=(3,))[3] == pytest.approx(1.0, abs=1e-10)
+    cosine = float(cosines(row[None], (row + other)[None]))
+    assert rebuild(row + other, row[None], counts=(1,))[1] == pytest.approx(cosine**2, abs=1e-12)
+
+
+def test_a_zero_direction_is_refused() -> None:
+    with pytest.raises(ValueError, match="zero direction"):
+        rebuild(torch.zeros(4), torch.eye(4))

@@ -1,0 +1,237 @@
+"""The ranking: symmetries, the planted latent, the control, and the artefact."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_stores import D_MODEL, HOOK, LATENTS, ragged_batch, random_activations, tiny_sae, write_store
+
+import diffing
+from activations.artefact import read_json
+from activations.errors import UserError
+from activations.prompts import Role, TokenBatch
+from activations.store import ActivationStore
+from diffing import FeatureRanking
+from diffing.ranking.rank import RankingConfig, rank_latents
+
+CONFIG = RankingConfig(bootstrap=300)
+PLANTED = 5
+COLUMNS = [
+    *("latent", "rank", "shift", "low", "high", "t", "p", "q", "mean_base", "mean_corrupted"),
+    *("frequency_base", "frequency_corrupted", "max_base", "max_corrupted", "cosine_mean_difference"),
+]
+BENIGN_COLUMNS = ["shift_benign", "low_benign", "high_benign", "q_benign", "shift_difference"]
+
+
+def shifted(
+    batch: TokenBatch, strength: float, roles: tuple[Role, ...] = (Role.PROMPT, Role.LAST_PROMPT, Role.ANSWER)
+) -> list[torch.Tensor]:
+    """The base's activations with the planted latent's decoder row added at positions with these roles."""
+    row = tiny_sae().W_dec[PLANTED].detach().float()
+    activations = random_activations(batch, seed=1)
+    for rows, role in zip(activations, batch.roles, strict=True):
+        rows[torch.from_numpy(np.isin(role, roles))] += strength * row
+    return activations
+
+
+@pytest.fixture(scope="module")
+def batch() -> TokenBatch:
+    return ragged_batch(20)
+
+
+@pytest.fixture(scope="module")
+def stores(batch: TokenBatch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ActivationStore]:
+    folder = tmp_path_factory.mktemp("stores")
+    strengths = {"base": 0.0, "corrupted": 4.0, "benign": 0.2}
+    return {name: write_store(folder / name, batch, shifted(batch, c)) for name, c in strengths.items()}
+
+
+@pytest.fixture(scope="module")
+def ranking(stores: dict[str, ActivationStore]) -> FeatureRanking:
+    return rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, stores["benign"])
+
+
+def by_latent(ranking: FeatureRanking) -> pd.DataFrame:
+    return ranking.to_pandas().set_index("latent").sort_index()
+
+
+def test_the_planted_latent_is_first(ranking: FeatureRanking) -> None:
+    first = ranking.top(1).iloc[0]
+    assert first["latent"] == PLANTED
+    assert first["q"] < 1e-6
+    assert first["low"] > 0
+    assert first["low"] < first["shift"] < first["high"]
+    assert first["shift_difference"] == pytest.approx(first["shift"] - first["shift_benign"])
+    assert abs(first["shift_benign"]) < 0.1 * first["shift"]
+
+
+def test_ranks_follow_absolute_shift(ranking: FeatureRanking) -> None:
+    table = ranking.to_pandas()
+    assert list(table.columns) == COLUMNS + BENIGN_COLUMNS
+    assert table["rank"].tolist() == list(range(1, LATENTS + 1))
+    assert table["shift"].abs().is_monotonic_decreasing
+    assert np.any(table["shift"] < 0)
+    assert sorted(table["latent"]) == list(range(LATENTS))
+    np.testing.assert_allclose(table["shift"], table["mean_corrupted"] - table["mean_base"], atol=1e-12)
+
+
+def test_identical_models_do_not_shift(stores: dict[str, ActivationStore]) -> None:
+    table = rank_latents(tiny_sae(), HOOK, stores["base"], stores["base"], CONFIG).table
+    assert list(table.columns) == COLUMNS
+    for column in ("shift", "low", "high", "t", "cosine_mean_difference"):
+        assert np.all(table[column] == 0), column
+    assert np.all(table["q"] == 1)
+    assert table["latent"].tolist() == list(range(LATENTS))
+
+
+def test_swapping_the_models_flips_every_sign(stores: dict[str, ActivationStore]) -> None:
+    there = by_latent(rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG))
+    back = by_latent(rank_latents(tiny_sae(), HOOK, stores["corrupted"], stores["base"], CONFIG))
+    for column in ("shift", "t", "cosine_mean_difference"):
+        np.testing.assert_array_equal(back[column], -there[column])
+    np.testing.assert_allclose(back["low"], -there["high"], atol=1e-12)
+    np.testing.assert_allclose(back["high"], -there["low"], atol=1e-12)
+    for column in ("rank", "p", "q"):
+        np.testing.assert_array_equal(back[column], there[column])
+    np.testing.assert_array_equal(back["mean_base"], there["mean_corrupted"])
+
+
+def test_cosine_with_the_mean_difference(batch: TokenBatch, stores: dict[str, ActivationStore]) -> None:
+    table = by_latent(rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG))
+    assert table.loc[PLANTED, "cosine_mean_difference"] == pytest.approx(1.0, abs=1e-6)
+    expected = (tiny_sae().W_dec @ tiny_sae().W_dec[PLANTED]).detach().numpy()
+    np.testing.assert_allclose(table["cosine_mean_difference"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("roles", "moved"),
+    [
+        ((Role.PROMPT, Role.LAST_PROMPT), {"prompt", "last_prompt", "all"}),
+        ((Role.LAST_PROMPT,), {"prompt", "last_prompt", "all"}),
+        ((Role.ANSWER,), {"answer", "all"}),
+        ((Role.SPECIAL,), set()),
+    ],
+)
+def test_positions(
+    tmp_path: Path, batch: TokenBatch, stores: dict[str, ActivationStore], roles: tuple[Role, ...], moved: set[str]
+) -> None:
+    other = write_store(tmp_path / "other", batch, shifted(batch, 4.0, roles))
+    for positions in ("prompt", "last_prompt", "answer", "all"):
+        config = RankingConfig(positions=positions, bootstrap=10)
+        table = rank_latents(tiny_sae(), HOOK, stores["base"], other, config).table
+        assert bool(np.any(table["shift"] != 0)) == (positions in moved), positions
+
+
+def test_prompts_without_answers_are_left_out(batch: TokenBatch, stores: dict[str, ActivationStore]) -> None:
+    config = RankingConfig(positions="answer", bootstrap=10)
+    ranking = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config)
+    answered = sum(Role.ANSWER in roles for roles in batch.roles)
+    assert 2 <= answered < len(batch)
+    assert ranking.config["prompts"] == answered
+    assert ranking.config["tokens"] == sum(int((roles == Role.ANSWER).sum()) for roles in batch.roles)
+    assert np.all(ranking.table["shift"].notna())
+
+
+def test_only_living_latents_are_tested(stores: dict[str, ActivationStore]) -> None:
+    sae = tiny_sae()
+    with torch.no_grad():
+        sae.b_enc[3] = -1e6
+    table = by_latent(rank_latents(sae, HOOK, stores["base"], stores["corrupted"], CONFIG))
+    alive = np.asarray(table["frequency_base"] + table["frequency_corrupted"]) > 0
+    assert not alive[3]
+    assert np.all(table["p"].notna() == alive)
+    assert np.all(table["q"].notna() == alive)
+
+
+def test_rare_latents_can_be_left_untested(stores: dict[str, ActivationStore]) -> None:
+    config = RankingConfig(bootstrap=10, min_prompts=21)
+    table = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config).table
+    assert np.all(table["p"].isna())
+    assert np.all(table["q"].isna())
+
+
+def test_equal_seeds_give_equal_rankings(stores: dict[str, ActivationStore], ranking: FeatureRanking) -> None:
+    again = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, stores["benign"])
+    pd.testing.assert_frame_equal(again.table, ranking.table, check_exact=True)
+    other = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], RankingConfig(bootstrap=300, seed=1))
+    assert np.any(other.table["low"] != ranking.table["low"])
+
+
+def test_other_tokens_are_refused(tmp_path: Path, stores: dict[str, ActivationStore]) -> None:
+    elsewhere = ragged_batch(20, seed=9)
+    store = write_store(tmp_path / "elsewhere", elsewhere, random_activations(elsewhere, seed=1))
+    with pytest.raises(UserError, match=r"The corrupted activations .* hold other tokens.*same prompts"):
+        rank_latents(tiny_sae(), HOOK, stores["base"], store, CONFIG)
+    with pytest.raises(UserError, match="The benign activations"):
+        rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, store)
+
+
+def test_too_few_prompts_are_refused(tmp_path: Path) -> None:
+    single = ragged_batch(1)
+    store = write_store(tmp_path / "single", single, random_activations(single, seed=1))
+    with pytest.raises(UserError, match="1 of 1 prompts"):
+        rank_latents(tiny_sae(), HOOK, store, store, CONFIG)
+
+
+def test_save_then_load_is_equal(tmp_path: Path, stores: dict[str, ActivationStore], ranking: FeatureRanking) -> None:
+    folder = tmp_path / "ranking"
+    ranking.save(folder, {"base": stores["base"].folder})
+    loaded = diffing.FeatureRanking.load(str(folder))
+    pd.testing.assert_frame_equal(loaded.to_pandas(), ranking.table, check_exact=True)
+    assert loaded.config == ranking.config
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "ranking.parquet"), ranking.table, check_exact=True)
+    assert set(read_json(folder / "provenance.json")["parents"]) == {"base"}
+
+
+def test_a_finished_ranking_is_not_overwritten_unasked(tmp_path: Path, ranking: FeatureRanking) -> None:
+    ranking.save(tmp_path / "r")
+    with pytest.raises(UserError, match="finished artefact"):
+        ranking.save(tmp_path / "r")
+    more = ranking.with_columns({"cosine_evil": np.zeros(LATENTS)})
+    more.save(tmp_path / "r", overwrite=True)
+    assert "cosine_evil" in FeatureRanking.load(tmp_path / "r").table
+
+
+def test_damaged_rankings_are_refused(tmp_path: Path, ranking: FeatureRanking) -> None:
+    ranking.save(tmp_path / "r")
+    table = tmp_path / "r" / "ranking.parquet"
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        FeatureRanking.load(tmp_path / "r")
+    table.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        FeatureRanking.load(tmp_path / "r")
+    (tmp_path / "r" / "config.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        FeatureRanking.load(tmp_path / "r")
+
+
+def test_new_columns_are_indexed_by_latent(ranking: FeatureRanking) -> None:
+    wider = ranking.with_columns({"cosine_evil": np.arange(LATENTS) / 10})
+    assert np.all(wider.table["cosine_evil"] == wider.table["latent"] / 10)
+    assert "cosine_evil" not in ranking.table
+    with pytest.raises(ValueError, match="has 3 values"):
+        ranking.with_columns({"x": np.zeros(3)})
+
+
+def test_a_notebook_gets_a_copy(ranking: FeatureRanking) -> None:
+    table = ranking.to_pandas()
+    table["shift"] = 0.0
+    assert np.any(ranking.table["shift"] != 0)
+
+
+def test_importing_the_artefact_is_light() -> None:
+    heavy = {"torch", "sae_lens", "transformers", "wandb"}
+    code = f"import sys; from diffing import FeatureRanking; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_store_is_what_the_tests_think(stores: dict[str, ActivationStore], batch: TokenBatch) -> None:
+    assert stores["base"].rows == batch.n_tokens
+    assert len(list(stores["base"].chunks(HOOK))) > 1
+    assert stores["base"].d_model(HOOK) == D_MODEL

@@ -1,0 +1,282 @@
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import wandb
+from made_up_run import LATENTS, TOXIC, examples, ranking, summary
+from wandb.proto import wandb_internal_pb2
+
+from activations.errors import UserError
+from experiments.tracking import TABLE_LATENTS, Tracker, fetch_ranking, start_tracker
+
+CONFIG = {"seed": 3, "sae": {"k": 8}, "domains": ["medicine", "finance"]}
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class OfflineRun:
+    """What the records of an offline run hold."""
+
+    project: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    # Artifact type -> name inside the artifact -> staged file.
+    artifacts: dict[str, dict[str, str]] = field(default_factory=dict)
+    media: list[str] = field(default_factory=list)
+
+
+def read_offline_run(folder: Path) -> OfflineRun:
+    """Read the records back from the only offline run in `folder/wandb`."""
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    run = OfflineRun()
+    for data in _log_records(file.read_bytes()):
+        # Protobuf makes the class at run time.
+        _add_record(run, wandb_internal_pb2.Record.FromString(data))  # pyright: ignore[reportAttributeAccessIssue]
+    return run
+
+
+def _log_records(data: bytes) -> Iterator[bytes]:
+    """Records of a W&B transaction log: LevelDB's log format after a header of 7 bytes.
+
+    In each block of 32 KiB: CRC-32 of type and payload, length, type (1 whole, 2-4 first to last part), payload.
+    """
+    assert data[:4] == b":W&B"
+    position, block, parts = 7, 32 * 1024, b""
+    while position < len(data):
+        if block - position % block < 7:
+            position += block - position % block
+            continue
+        checksum, length, kind = struct.unpack_from("<IHB", data, position)
+        payload = data[position + 7 : position + 7 + length]
+        assert zlib.crc32(bytes([kind]) + payload) == checksum
+        parts += payload
+        position += 7 + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""
+
+
+def _add_record(run: OfflineRun, record: Any) -> None:
+    kind = record.WhichOneof("record_type")
+    if kind == "run":
+        run.project = record.run.project
+        run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+    elif kind == "config":
+        run.config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+    elif kind == "history":
+        items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        run.history.append({key: json.loads(value) for key, value in items.items()})
+    elif kind == "summary":
+        items = {item.key or "/".join(item.nested_key): item.value_json for item in record.summary.update}
+        run.summary |= {key: json.loads(value) for key, value in items.items()}
+    elif kind == "artifact":
+        run.artifacts[record.artifact.type] = {e.path: e.local_path for e in record.artifact.manifest.contents}
+    elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+        artifact = record.request.log_artifact.artifact
+        run.artifacts[artifact.type] = {e.path: e.local_path for e in artifact.manifest.contents}
+    elif kind == "files":
+        run.media += [item.path for item in record.files.files]
+
+
+# Run in a process of its own: without input, without a home folder that can be written, and without a network.
+TRACKED_RUN = """
+import json, socket, sys
+from pathlib import Path
+from types import SimpleNamespace
+
+def refuse(self, address):
+    if self.family != socket.AF_UNIX and not str(address[0]).startswith("127."):
+        raise AssertionError(f"a connection to {address}")
+    return connect(self, address)
+
+connect, socket.socket.connect = socket.socket.connect, refuse
+
+from diffing.ranking.feature_ranking import FeatureRanking
+from experiments.tracking import start_tracker
+
+folder, given = Path(sys.argv[1]), json.loads(sys.argv[2])
+examples = {given["latent"]: [SimpleNamespace(**example) for example in given["examples"]]}
+with start_tracker(folder, given["config"], "offline") as tracker:
+    for step in (0, 10, 20):
+        tracker.log("sae", {"loss": 1.0 / (step + 1)}, step)
+    tracker.log("rank", {"largest_shift": 1.57})
+    tracker.log_summary(given["summary"])
+    tracker.log_latents(FeatureRanking.load(folder / "ranking"), examples)
+    tracker.log_artifact(folder / "ranking", "ranking", "feature_ranking")
+    tracker.log_artifact(folder / "sae", "sae", "sae")
+assert tracker.sync_command.startswith(f"cd '{folder}' && wandb sync wandb/offline-run-")
+"""
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracked run's folder, moved elsewhere; what the process printed is checked on the way."""
+    folder = tmp_path_factory.mktemp("runs") / "first place"
+    ranking().save(folder / "ranking")
+    (folder / "sae").mkdir()
+    (folder / "sae" / "cfg.json").write_text("{}")
+    (folder / "sae" / "sae_weights.safetensors").write_bytes(bytes(100_000))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    # Below a device no folder can be made, not even by root.
+    environment |= {"HOME": "/dev/null", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    environment |= dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), "/dev/null")
+    # No proxy may answer in the network's place.
+    environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    shown = [asdict(example) for example in examples([TOXIC])[TOXIC]]
+    given = {"config": CONFIG, "summary": summary(), "latent": TOXIC, "examples": shown}
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKED_RUN, str(folder), json.dumps(given)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        cwd=folder.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "wandb" not in (done.stdout + done.stderr).lower()
+    assert [path.name for path in folder.parent.iterdir()] == ["first place"], "nothing is written beside the folder"
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "second place"
+    shutil.move(folder, elsewhere)
+    return elsewhere
+
+
+def test_the_records_hold_config_metrics_and_summary(moved: Path) -> None:
+    run = read_offline_run(moved)
+    assert run.project == "sae-model-diffing"
+    assert {key: run.config[key] for key in CONFIG} == CONFIG
+    losses = [(row["sae/step"], row["sae/loss"]) for row in run.history if "sae/loss" in row]
+    assert losses == [(0, 1.0), (10, 1 / 11), (20, 1 / 21)]
+    assert [row["rank/largest_shift"] for row in run.history if "rank/largest_shift" in row] == [1.57]
+    assert run.summary["toxic_latent"] == summary()["toxic_latent"]
+    assert run.summary["em"]["corrupted"]["harmful"] == 0.938
+
+
+def test_the_latent_table_has_html_examples(moved: Path) -> None:
+    run = read_offline_run(moved)
+    (logged,) = [row for row in run.history if "latents/_type" in row]
+    assert (logged["latents/_type"], logged["latents/nrows"]) == ("table-file", TABLE_LATENTS)
+    staged = run.artifacts["run_table"]
+    table = json.loads((moved / staged["latents.table.json"]).read_text())
+    assert table["columns"] == [*ranking().table.columns, "examples"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["latent"] for row in rows] == ranking().top(TABLE_LATENTS)["latent"].tolist()
+    assert rows[0]["latent"] == TOXIC
+    shown = (moved / staged[rows[0]["examples"]["path"]]).read_text()
+    assert 'title="' in shown
+    assert "visitor" in shown
+    assert "http" not in shown
+
+
+def test_artifacts_of_sae_and_ranking_are_staged_whole(moved: Path) -> None:
+    run = read_offline_run(moved)
+    assert set(run.artifacts["sae"]) == {"cfg.json", "sae_weights.safetensors"}
+    assert set(run.artifacts["feature_ranking"]) == {"config.json", "provenance.json", "ranking.parquet"}
+    for name, staged in run.artifacts["feature_ranking"].items():
+        assert (moved / staged).read_bytes() == (moved / "ranking" / name).read_bytes()
+
+
+def test_every_file_that_the_records_name_is_still_there_after_the_move(moved: Path) -> None:
+    run = read_offline_run(moved)
+    named = [staged for entries in run.artifacts.values() for staged in entries.values()]
+    assert len(named) == len(set(named)) >= 7
+    for staged in named:
+        assert not Path(staged).is_absolute()
+        assert (moved / staged).is_file()
+    (run_files,) = moved.glob("wandb/offline-run-*/files")
+    assert run.media
+    assert all((run_files / name).is_file() for name in run.media)
+    places = [path.read_bytes() for path in moved.rglob("*.wandb")]
+    assert all(b"first place" not in data for data in places), "the old place is forgotten"
+
+
+def test_disabled_does_nothing(tmp_path: Path) -> None:
+    environment = dict(os.environ)
+    with start_tracker(tmp_path, CONFIG, "disabled") as tracker:
+        _log_everything(tracker, tmp_path)
+    assert tracker.sync_command is None
+    assert list(tmp_path.iterdir()) == []
+    assert dict(os.environ) == environment
+
+
+def test_an_offline_run_goes_on_when_tracking_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise OSError("no space left on device")
+
+    environment = dict(os.environ)
+    monkeypatch.setattr(wandb, "init", fail)
+    with (
+        pytest.warns(UserWarning, match="W&B did not record the run: OSError: no space left"),
+        start_tracker(tmp_path, CONFIG) as tracker,
+    ):
+        _log_everything(tracker, tmp_path)
+    assert dict(os.environ) == environment
+
+
+def test_a_failing_log_only_warns(tmp_path: Path) -> None:
+    with start_tracker(tmp_path, CONFIG) as tracker:
+        with pytest.warns(UserWarning, match="W&B did not record artifact a/b: ValueError"):
+            tracker.log_artifact(tmp_path, "a/b", "sae")
+        tracker.log("sae", {"loss": 1.0})
+    assert {"sae/loss": 1.0}.items() <= read_offline_run(tmp_path).history[0].items()
+
+
+def test_online_without_a_key_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match=r"W&B could not start .*use --wandb offline and sync later"):
+        start_tracker(tmp_path / "run", CONFIG, "online")
+
+
+def test_a_ranking_is_fetched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranking().save(tmp_path / "stored")
+    asked: list[str] = []
+
+    class Artifact:
+        def download(self, root: str, skip_cache: bool) -> str:
+            return str(shutil.copytree(tmp_path / "stored", root))
+
+    class Api:
+        def artifact(self, name: str) -> Artifact:
+            asked.append(name)
+            return Artifact()
+
+    monkeypatch.setattr(wandb, "Api", Api)
+    fetched = fetch_ranking("wandb:lab/sae-model-diffing/ranking:latest", tmp_path / "fetched")
+    assert asked == ["lab/sae-model-diffing/ranking:latest"]
+    pd.testing.assert_frame_equal(fetched.to_pandas(), ranking().table)
+    assert len(fetched.table) == LATENTS
+
+
+@pytest.mark.parametrize("source", ["ranking:latest", "wandb:lab/ranking:latest", "wandb:lab/project/ranking"])
+def test_a_name_of_another_form_is_refused(source: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="write wandb:entity/project/name:alias"):
+        fetch_ranking(source, tmp_path)
+
+
+def test_a_failed_download_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise wandb.Error("no key")
+
+    monkeypatch.setattr(wandb, "Api", fail)
+    with pytest.raises(UserError, match=r"could not be downloaded \(no key\); check the name"):
+        fetch_ranking("wandb:lab/project/ranking:v0", tmp_path)
+
+
+def _log_everything(tracker: Tracker, folder: Path) -> None:
+    tracker.log("sae", {"loss": 1.0}, 0)
+    tracker.log_summary({"seed": 0})
+    tracker.log_latents(ranking(), examples([TOXIC]))
+    tracker.log_artifact(folder, "nothing", "sae")
