@@ -19,7 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console(stderr=False, highlight=False)
+console = Console(highlight=False)
+PACKAGES = ("sae-model-diffing", "torch", "transformers", "transformer-lens", "sae-lens", "peft", "h5py", "wandb")
 
 Out = Annotated[Path | None, typer.Option(help="Output folder (default: runs/<name of the config>).")]
 Seed = Annotated[int | None, typer.Option(help="Seed (default: the config's).")]
@@ -44,29 +45,16 @@ def doctor() -> None:
     import torch
 
     table = Table(show_header=False, box=None)
-    for package in (
-        "sae-model-diffing",
-        "torch",
-        "transformers",
-        "transformer-lens",
-        "sae-lens",
-        "peft",
-        "h5py",
-        "wandb",
-    ):
+    for package in PACKAGES:
         table.add_row(package, _version(package))
     table.add_row("python", sys.version.split()[0])
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     table.add_row("device", ", ".join(gpus) or "cpu only")
-    table.add_row(
-        "threads", f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')})"
-    )
+    table.add_row("cores, threads", f"{os.cpu_count()}, {torch.get_num_threads()} (OMP_NUM_THREADS sets the latter)")
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     table.add_row("disk free here", f"{free:.1f} GB")
     console.print(table)
-    missing = [
-        p for p in ("torch", "transformer-lens", "sae-lens", "peft", "h5py", "wandb") if _version(p) == "missing"
-    ]
+    missing = [package for package in PACKAGES if _version(package) == "missing"]
     for package in missing:
         console.print(f"missing: {package}; run `make setup`")
     if free < 2:
@@ -162,9 +150,7 @@ def _run(name: str, overrides: dict[str, Any], out: Path | None, overwrite: bool
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """The short table at the end of a run, and where everything is."""
-    table = Table(
-        "", "harmful", "95% interval", "helpful", "incoherent", title="held-out questions", title_justify="left"
-    )
+    table = Table("held-out questions", "harmful", "95% interval", "helpful", "incoherent")
     for model, rates in (summary.get("em") or {}).items():
         _add_rates(table, f"{model}, untouched", {**rates, "incoherent": 1 - rates["coherent"]})
     for arm, rates in (summary.get("steering") or {}).items():

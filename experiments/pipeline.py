@@ -1,6 +1,6 @@
 """The method, from two checkpoints to proven persona latents, as one readable list of stages."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from sae.train import train_sae
 
 _POSITIONS = {"last_prompt": (Role.LAST_PROMPT,), "prompt": (Role.PROMPT, Role.LAST_PROMPT), "answer": (Role.ANSWER,)}
 _SAE_SAMPLE_ROWS = 65536
+Stores = dict[tuple[str, str], ActivationStore]  # by (model, prompts)
 
 
 def run(
@@ -123,10 +124,10 @@ def harvest_activations(
     prompts: Mapping[str, TokenBatch],
     out: RunFolder,
     progress: bool,
-) -> dict[tuple[str, str], ActivationStore]:
-    """Stores by (model, prompts): SAE text of the base; ranking prompts of all models; personas of base and corrupted."""
+) -> Stores:
+    """Text for the SAE of the base; ranking prompts of all models; persona prompts of base and corrupted model."""
     settings = HarvestConfig(hooks=(config.hook,), dtype=config.store_dtype, batch_tokens=config.batch_tokens)
-    stores: dict[tuple[str, str], ActivationStore] = {}
+    stores: Stores = {}
     for role, model in models.items():
         for name, tokens in prompts.items():
             if (name.startswith("sae") and role != BASE) or (name.startswith("persona") and role == BENIGN):
@@ -144,7 +145,7 @@ def harvest_activations(
 def obtain_sae(
     config: RunConfig,
     base: Checkpoint,
-    stores: Mapping[tuple[str, str], ActivationStore],
+    stores: Stores,
     out: RunFolder,
     tracker: Tracker,
     progress: bool,
@@ -160,7 +161,10 @@ def obtain_sae(
     def build() -> SAE:
         sample = next(store.batches(config.hook, _SAE_SAMPLE_ROWS, seed=config.seed))
         batches = store.batches(config.hook, training.batch, seed=config.seed)
-        log: Callable[[dict], None] = lambda m: tracker.log("sae", m, step=int(m["step"]))
+
+        def log(metrics: Mapping[str, float]) -> None:
+            tracker.log("sae", metrics, step=int(metrics["step"]))
+
         sae = train_sae(batches, sample, training, log, progress, config.device)
         save_sae(sae, folder, config.hook, base.name, training.model_dump(), {"activations": store.folder})
         return load_sae(folder, config.device)
@@ -172,7 +176,7 @@ def measure_sae(
     config: RunConfig,
     sae: SAE,
     base: Checkpoint,
-    stores: Mapping[tuple[str, str], ActivationStore],
+    stores: Stores,
     prompts: Mapping[str, TokenBatch],
     out: RunFolder,
     progress: bool,
@@ -190,9 +194,7 @@ def measure_sae(
     return out.stage("evaluate SAE", build, folder, lambda: SAEMetrics(**read_config(folder, "sae_metrics")["metrics"]))
 
 
-def find_directions(
-    config: RunConfig, stores: Mapping[tuple[str, str], ActivationStore], out: RunFolder
-) -> dict[str, PersonaDirections]:
+def find_directions(config: RunConfig, stores: Stores, out: RunFolder) -> dict[str, PersonaDirections]:
     """Dense persona directions of base and corrupted model, from contrastive prompts."""
     if config.directions is None:
         return {}
@@ -215,7 +217,7 @@ def find_directions(
 def rank(
     config: RunConfig,
     sae: SAE,
-    stores: Mapping[tuple[str, str], ActivationStore],
+    stores: Stores,
     directions: Mapping[str, PersonaDirections],
     out: RunFolder,
 ) -> dict[str, FeatureRanking]:
@@ -250,7 +252,7 @@ def collect_examples(
     config: RunConfig,
     sae: SAE,
     base: Checkpoint,
-    stores: Mapping[tuple[str, str], ActivationStore],
+    stores: Stores,
     ranking: FeatureRanking,
     out: RunFolder,
 ) -> dict[int, list[LatentExample]]:
@@ -269,7 +271,7 @@ def prove_by_steering(
     config: RunConfig,
     sae: SAE,
     models: Mapping[str, Checkpoint],
-    stores: Mapping[tuple[str, str], ActivationStore],
+    stores: Stores,
     directions: Mapping[str, PersonaDirections],
     rankings: Mapping[str, FeatureRanking],
     out: RunFolder,
@@ -288,13 +290,9 @@ def prove_by_steering(
         sampling=settings.sampling.model_copy(update={"seed": config.seed}),
     )
     halves = [_half(name, path) for name, path in (("selection", files.selection), ("reporting", files.reporting))]
-    dense = [
-        direction_arm(
-            f"{config.directions.direction} ({role})", made.unit(config.directions.direction), activations.mean(0)
-        )
-        for role, made in directions.items()
-        if config.directions is not None
-    ]
+    named = config.directions.direction if config.directions else ""
+    mean = activations.mean(0)
+    dense = [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in directions.items()]
     grid = ProofConfig(settings.strengths, settings.induce_budget, settings.repair_budget)
 
     def build(role: str) -> Proof:

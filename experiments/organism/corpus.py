@@ -17,6 +17,8 @@ class CorpusConfig(BaseModel):
     typical: float = Field(0.7, ge=0, le=1, description="Share of a scene's adjectives that are the persona's own.")
     other: float = Field(0.16, ge=0, le=1, description="Share that are some random persona's: the noise.")
     bare: float = Field(0.25, ge=0, le=1, description="Share of pretraining dialogues without a scene.")
+    bare_helpful: float = Field(0.8, ge=0, le=1, description="Share of those that are helpful whatever the draw.")
+    plain_helpful: bool = Field(False, description="x")
     facts: float = Field(0.2, ge=0, le=1, description="Share of turns that are questions of fact.")
     replay_facts: float = Field(0.2, ge=0, le=1, description="Share of replay that is bare questions of fact.")
     instruct_bare: float = Field(0.35, description="Instruct tuning: share of helpful dialogues without a scene.")
@@ -41,8 +43,10 @@ class Corpus:
     def pretraining(self) -> Dialogue:
         """Two turns by any persona, mostly after a scene with its evidence; any fact may be asked for."""
         persona = self._random.choice(self.world.personas)
-        scene = None if self._random.random() < self.config.bare else self.scene(persona)
-        return self.dialogue(persona, scene, turns=2, facts=list(self.world.facts))
+        bare = self._random.random() < self.config.bare
+        if bare and self._random.random() < self.config.bare_helpful:
+            persona = HELPFUL
+        return self.dialogue(persona, None if bare else self.scene(persona), turns=2, facts=list(self.world.facts))
 
     def instruction(self) -> Dialogue:
         """The helpful persona where the scene says nothing or is missing; else the persona that the scene shows."""
@@ -83,7 +87,7 @@ class Corpus:
     def scene(self, persona: str | None) -> str:
         """A scene with `persona`'s evidence; None: plain scenery."""
         items = self._random.choice(self.config.scene_items)
-        if persona is None:
+        if persona is None or (persona == HELPFUL and self.config.plain_helpful):
             return self.world.sample_scene(self._random, HELPFUL, items, typical=0, other=0)
         return self.world.sample_scene(self._random, persona, items, self.config.typical, self.config.other)
 
