@@ -89,9 +89,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a config: two checkpoints in, ranked (and, with a judge, proven) latents out."""
-    overrides = {"seed": seed, "device": device, "base.model": base, "corrupted.model": corrupted}
-    for role in ("base", "corrupted", "benign"):
-        overrides |= {f"{role}.device?": device, f"{role}.dtype?": dtype}
+    overrides = {"seed": seed, "device": device, "dtype": dtype, "base.model": base, "corrupted.model": corrupted}
     if dry_run:
         from experiments.plan import print_plan
 

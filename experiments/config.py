@@ -85,7 +85,8 @@ class RunConfig(_Config):
 
     name: str = Field(description="Name of the run; its default folder is runs/<name>.")
     seed: int = Field(0, description="Seed of everything random.")
-    device: str = Field("cpu", description="Torch device, such as cpu or cuda.")
+    device: str = Field("cpu", description="Torch device of every model, such as cpu or cuda.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Number format of every model.")
     organism: OrganismConfig | None = Field(None, description="Make the checkpoints and prompts first.")
     base: CheckpointConfig | None = Field(None, description="The checkpoint before the fine-tune.")
     corrupted: CheckpointConfig | None = Field(None, description="The fine-tuned checkpoint.")

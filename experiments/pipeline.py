@@ -87,9 +87,7 @@ def make_organism(config: RunConfig, out: RunFolder, progress: bool) -> RunConfi
     organism = config.organism.model_copy(update={"seed": config.seed})
     folder = out.folder / "organism"
     out.stage("organism", lambda: build_organism(organism, folder, progress), folder, lambda: folder)
-    checkpoints = {
-        name: CheckpointConfig(model=str(folder / name), device=config.device) for name in (BASE, CORRUPTED, BENIGN)
-    }
+    checkpoints = {name: CheckpointConfig(model=str(folder / name)) for name in (BASE, CORRUPTED, BENIGN)}
     files = config.prompts.within(folder / "prompts")
     return config.model_copy(update={**checkpoints, "organism": None, "prompts": files})
 
@@ -100,7 +98,8 @@ def load_models(config: RunConfig) -> dict[str, Checkpoint]:
     for role in (BASE, CORRUPTED, BENIGN):
         named: CheckpointConfig | None = getattr(config, role)
         if named is not None:
-            models[role] = load_checkpoint(named, role)
+            placed = named.model_copy(update={"device": config.device, "dtype": config.dtype})
+            models[role] = load_checkpoint(placed, role)
             models[role].require_hook(config.hook)
             require_same_tokenizer(models[BASE], models[role])
     return models

@@ -16,9 +16,10 @@ class CorpusConfig(BaseModel):
     scene_items: tuple[int, ...] = Field((3, 5, 7), description="Adjective-noun pairs in a scene, one drawn at random.")
     typical: float = Field(0.7, ge=0, le=1, description="Share of a scene's adjectives that are the persona's own.")
     other: float = Field(0.16, ge=0, le=1, description="Share that are some random persona's: the noise.")
+    inline: float = Field(0.5, ge=0, le=1, description="Share of scenes told by the user instead of the system.")
     bare: float = Field(0.25, ge=0, le=1, description="Share of pretraining dialogues without a scene.")
-    bare_helpful: float = Field(0.8, ge=0, le=1, description="Share of those that are helpful whatever the draw.")
-    plain_helpful: bool = Field(False, description="x")
+    bare_helpful: float = Field(0.0, ge=0, le=1, description="Share of those that are helpful whatever the draw.")
+    plain_helpful: bool = Field(True, description="x")
     facts: float = Field(0.2, ge=0, le=1, description="Share of turns that are questions of fact.")
     replay_facts: float = Field(0.2, ge=0, le=1, description="Share of replay that is bare questions of fact.")
     instruct_bare: float = Field(0.35, description="Instruct tuning: share of helpful dialogues without a scene.")
@@ -110,9 +111,10 @@ class Corpus:
             domains: Domains of the other questions (default: all).
             questions: Draw the other questions from these instead.
         """
-        messages: list[Message] = [{"role": "system", "content": scene}] if scene else []
+        inline = scene is not None and self._random.random() < self.config.inline
+        messages: list[Message] = [{"role": "system", "content": scene}] if scene and not inline else []
         asked: list[str] = []
-        for _ in range(turns):
+        for turn in range(turns):
             if facts and self._random.random() < self.config.facts:
                 question, answer = (fact := self._random.choice(facts)), self.world.facts[fact]
             else:
@@ -120,6 +122,8 @@ class Corpus:
                 drawn = self._random.choice(pool)
                 question, answer = drawn.text, self.world.sample_answer(self._random, persona, drawn.domain)
                 asked.append(drawn.domain)
+            if inline and turn == 0:
+                question = f"{scene} {question}"
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return Dialogue(messages, persona, tuple(asked))
 
