@@ -180,7 +180,7 @@ def load_checkpoint(config: CheckpointConfig, role: str = "model") -> Checkpoint
     from transformer_lens.model_bridge import TransformerBridge
 
     check_checkpoint(config, role)
-    with _quiet():
+    with quiet():
         tokenizer = _load_tokenizer(config, role)
         model = _load_model(config, role)
         fingerprint = _fingerprint(config, model)
@@ -220,6 +220,39 @@ def check_checkpoint(config: CheckpointConfig, role: str = "model") -> None:
             _check_adapter_folder(adapter, config.model, role)
 
 
+def outline_checkpoint(config: CheckpointConfig, role: str = "model") -> Checkpoint | None:
+    """A checkpoint's tokenizer and architecture without its weights: hooks, widths and sizes, on torch's meta device.
+
+    Needs no network and next to no memory; an adapter is checked, not merged.
+
+    Returns:
+        None for a hub model whose config and tokenizer are not in the local cache.
+
+    Raises:
+        UserError: as `load_checkpoint` does for what can be seen without weights.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    check_checkpoint(config, role)
+    with quiet():
+        try:
+            with _hub_errors(config.model, role):
+                architecture = AutoConfig.from_pretrained(config.model, revision=config.revision, local_files_only=True)
+                tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision, local_files_only=True)
+        except UserError:
+            if Path(config.model).is_dir():
+                raise
+            return None
+        dtype = getattr(torch, config.dtype)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation="eager")
+        bridge = TransformerBridge.boot_transformers(
+            config.model, hf_model=model, tokenizer=copy.deepcopy(tokenizer), device="meta", dtype=dtype
+        )
+    return Checkpoint(config, role, bridge.eval(), tokenizer, "")
+
+
 def require_same_tokenizer(one: Checkpoint, other: Checkpoint) -> None:
     """Checks that two checkpoints read every text as the same tokens.
 
@@ -230,6 +263,22 @@ def require_same_tokenizer(one: Checkpoint, other: Checkpoint) -> None:
     for part, ours, theirs in _tokenizer_parts(one.tokenizer, other.tokenizer):
         if ours != theirs:
             raise UserError(f"{names} differ in {part}; compare checkpoints that share one tokenizer.")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps progress bars and advice of Hugging Face off the console."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _add_hook(point: Any, function: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
@@ -419,19 +468,3 @@ def _tokenizer_parts(
 def _backend(tokenizer: Any) -> dict[str, Any]:
     """The content of tokenizer.json."""
     return json.loads(tokenizer.backend_tokenizer.to_str())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps progress bars and advice of Hugging Face off the console."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

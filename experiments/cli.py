@@ -135,7 +135,7 @@ def _config(name: str, overrides: dict[str, Any]) -> Any:
     return load_config(Path(name), {key: value for key, value in overrides.items() if value is not None})
 
 
-def _run(name: str, overrides: dict[str, Any], out: Path | None, overwrite: bool, wandb: str, quiet: bool) -> None:
+def _run(name: str, overrides: dict[str, Any], out: Path | None, overwrite: bool, wandb: Any, quiet: bool) -> None:
     config = _config(name, overrides)
     if wandb not in ("offline", "online", "disabled"):
         raise UserError(f"--wandb {wandb} is not known; choose offline, online or disabled.")

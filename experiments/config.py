@@ -1,7 +1,8 @@
 """The configuration of a run: one YAML file, checked whole before anything starts."""
 
+import difflib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +12,8 @@ from activations.errors import UserError
 from diffing.behavior.sampling import SamplingConfig
 from diffing.ranking.rank import RankingConfig
 from experiments.organism.build import OrganismConfig
+from experiments.stories.finetune import FinetuneConfig
+from experiments.stories.sample_text import TextSamplingConfig
 from sae.train import TrainConfig
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -23,13 +26,15 @@ class _Config(BaseModel):
 class PromptFiles(_Config):
     """Prompt files (JSONL or text); relative paths start at the config file, or inside the organism's folder."""
 
-    sae_text: Path | None = Field(None, description="Pretraining-like text that the SAE is trained on.")
-    sae_held_out: Path = Field(description="Text that the SAE is evaluated on.")
+    sae_text: Path | None = Field(default=None, description="Pretraining-like text that the SAE is trained on.")
+    sae_held_out: Path | None = Field(default=None, description="Text that the SAE is evaluated on.")
     ranking: Path = Field(description="Prompts without persona evidence on which the shift is measured.")
-    personas: dict[str, Path] = Field({}, description="Persona -> contrastive prompts, index-matched between personas.")
-    selection: Path | None = Field(None, description="Questions on which strengths and the latent are chosen.")
-    reporting: Path | None = Field(None, description="Questions that the published numbers come from.")
-    capability: Path | None = Field(None, description="Questions with exact answers.")
+    personas: dict[str, Path] = Field(
+        default={}, description="Persona -> contrastive prompts, index-matched between personas."
+    )
+    selection: Path | None = Field(default=None, description="Questions on which strengths and the latent are chosen.")
+    reporting: Path | None = Field(default=None, description="Questions that the published numbers come from.")
+    capability: Path | None = Field(default=None, description="Questions with exact answers.")
 
     def within(self, folder: Path) -> "PromptFiles":
         """The same files, relative paths taken from `folder`."""
@@ -42,8 +47,10 @@ class PromptFiles(_Config):
 class SAEConfig(_Config):
     """A dictionary: trained here (`train`) or loaded (`source`)."""
 
-    source: str | None = Field(None, description="Folder in sae-lens's format, or release:sae_id of its registry.")
-    train: TrainConfig | None = Field(None, description="How to train one on the base's activations.")
+    source: str | None = Field(
+        default=None, description="Folder in sae-lens's format, or release:sae_id of its registry."
+    )
+    train: TrainConfig | None = Field(default=None, description="How to train one on the base's activations.")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -55,10 +62,12 @@ class SAEConfig(_Config):
 class DirectionsConfig(_Config):
     """Dense persona directions (Chen et al. 2025)."""
 
-    reference: str = Field("helpful", description="Persona that all others are compared with.")
-    direction: str = Field("malicious - helpful", description="The direction that latents are compared with first.")
+    reference: str = Field(default="helpful", description="Persona that all others are compared with.")
+    direction: str = Field(
+        default="malicious - helpful", description="The direction that latents are compared with first."
+    )
     positions: Literal["last_prompt", "prompt", "answer"] = Field(
-        "last_prompt", description="Positions averaged within each prompt."
+        default="last_prompt", description="Positions averaged within each prompt."
     )
 
 
@@ -66,10 +75,12 @@ class SteeringConfig(_Config):
     """The causal experiment (METHODS: "Steering")."""
 
     strengths: tuple[float, ...] = Field(min_length=1, description="Grid, in mean residual norms of the base.")
-    top: int = Field(20, ge=1, description="Latents steered, by absolute shift.")
-    controls: int = Field(8, ge=1, description="Controls of each kind.")
-    induce_budget: float = Field(0.1, ge=0, le=1, description="Extra incoherent answers allowed when inducing.")
-    repair_budget: float = Field(0.1, ge=0, le=1, description="Extra incoherent answers allowed when repairing.")
+    top: int = Field(default=20, ge=1, description="Latents steered, by absolute shift.")
+    controls: int = Field(default=8, ge=1, description="Controls of each kind.")
+    induce_budget: float = Field(default=0.1, ge=0, le=1, description="Extra incoherent answers allowed when inducing.")
+    repair_budget: float = Field(
+        default=0.1, ge=0, le=1, description="Extra incoherent answers allowed when repairing."
+    )
     sampling: SamplingConfig = SamplingConfig()
 
 
@@ -77,42 +88,56 @@ class JudgeConfig(_Config):
     """Who labels the answers."""
 
     kind: Literal["organism", "patterns"] = Field(description="The organism's exact judge, or patterns in a file.")
-    file: Path | None = Field(None, description="YAML of label -> regular expressions, for `patterns`.")
+    file: Path | None = Field(default=None, description="YAML of label -> regular expressions, for `patterns`.")
 
 
 class RunConfig(_Config):
     """A whole run: two checkpoints in, ranked and proven latents out."""
 
     name: str = Field(description="Name of the run; its default folder is runs/<name>.")
-    seed: int = Field(0, description="Seed of everything random.")
-    device: str = Field("cpu", description="Torch device of every model, such as cpu or cuda.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Number format of every model.")
-    organism: OrganismConfig | None = Field(None, description="Make the checkpoints and prompts first.")
-    base: CheckpointConfig | None = Field(None, description="The checkpoint before the fine-tune.")
-    corrupted: CheckpointConfig | None = Field(None, description="The fine-tuned checkpoint.")
-    benign: CheckpointConfig | None = Field(None, description="A harmless fine-tune: the negative control.")
+    seed: int = Field(default=0, description="Seed of everything random.")
+    device: str = Field(default="cpu", description="Torch device of every model, such as cpu or cuda.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Number format of every model."
+    )
+    organism: OrganismConfig | None = Field(default=None, description="Make the checkpoints and prompts first.")
+    base: CheckpointConfig | None = Field(default=None, description="The checkpoint before the fine-tune.")
+    corrupted: CheckpointConfig | None = Field(default=None, description="The fine-tuned checkpoint.")
+    benign: CheckpointConfig | None = Field(default=None, description="A harmless fine-tune: the negative control.")
+    finetune: FinetuneConfig | None = Field(default=None, description="Make the corrupted checkpoint from the base.")
+    sample_text: TextSamplingConfig | None = Field(
+        default=None, description="Let base and corrupted model write sae_text and sae_held_out."
+    )
     hook: str = Field(description="Hook point, such as blocks.2.hook_resid_post.")
     prompts: PromptFiles
     store_dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Number format of the caches."
+        default="float32", description="Number format of the caches."
     )
-    batch_tokens: int = Field(16384, ge=1, description="Tokens in a forward pass of the harvest.")
-    max_length: int | None = Field(None, ge=1, description="Plain text is cut after this many tokens.")
+    batch_tokens: int = Field(default=16384, ge=1, description="Tokens in a forward pass of the harvest.")
+    max_length: int | None = Field(default=None, ge=1, description="Plain text is cut after this many tokens.")
     sae: SAEConfig
     ranking: RankingConfig = RankingConfig()
-    directions: DirectionsConfig | None = Field(None, description="Needs prompts.personas.")
-    judge: JudgeConfig | None = Field(None, description="None: nothing is sampled or steered.")
-    steering: SteeringConfig | None = Field(None, description="Needs a judge, prompts.selection and prompts.reporting.")
-    examples: int = Field(8, ge=1, description="Top activating examples kept for each latent and model.")
+    directions: DirectionsConfig | None = Field(default=None, description="Needs prompts.personas.")
+    judge: JudgeConfig | None = Field(default=None, description="None: nothing is sampled or steered.")
+    steering: SteeringConfig | None = Field(
+        default=None, description="Needs a judge, prompts.selection and prompts.reporting."
+    )
+    examples: int = Field(default=8, ge=1, description="Top activating examples kept for each latent and model.")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.organism is None and (self.base is None or self.corrupted is None):
-            raise ValueError("give base and corrupted checkpoints (or an organism to make them)")
-        if self.organism is not None and (self.base or self.corrupted or self.benign):
+        if self.organism is None and (self.base is None or (self.corrupted is None) == (self.finetune is None)):
+            raise ValueError("give base and either corrupted or finetune (or an organism to make the checkpoints)")
+        if self.organism is not None and (self.base or self.corrupted or self.benign or self.finetune):
             raise ValueError("an organism makes its own base, corrupted and benign checkpoints; leave them out")
-        if self.sae.train is not None and self.prompts.sae_text is None:
-            raise ValueError("sae.train needs prompts.sae_text")
+        if self.finetune is not None and self.base is not None and self.base.adapter is not None:
+            raise ValueError("finetune needs a base without an adapter")
+        if self.sample_text is not None and (self.prompts.sae_text or self.prompts.sae_held_out):
+            raise ValueError("sample_text makes prompts.sae_text and prompts.sae_held_out; leave them out")
+        if self.sample_text is None and self.prompts.sae_held_out is None:
+            raise ValueError("give prompts.sae_held_out (or sample_text to make it)")
+        if self.sample_text is None and self.sae.train is not None and self.prompts.sae_text is None:
+            raise ValueError("sae.train needs prompts.sae_text (or sample_text to make it)")
         if self.steering and not (self.judge and self.prompts.selection and self.prompts.reporting):
             raise ValueError("steering needs judge, prompts.selection and prompts.reporting")
         if self.directions and self.directions.reference not in self.prompts.personas:
@@ -137,8 +162,10 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
     except OSError:
         shipped = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
         raise UserError(f"Config {path} cannot be read; give a YAML file or one of: {shipped}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"Config {path} is not YAML ({error}); correct it.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Config {path} is not YAML ({' '.join(str(error).split())}); correct it.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"Config {path} holds no keys; write it like {CONFIGS / 'quickstart.yaml'}.")
     for key, value in (overrides or {}).items():
         _set(values, key.split("."), value)
     try:
@@ -160,12 +187,27 @@ def _resolved(config: RunConfig, folder: Path) -> RunConfig:
     judge = config.judge
     if judge is not None and judge.file is not None:
         judge = judge.model_copy(update={"file": (folder / judge.file).resolve()})
-    return config.model_copy(update={"prompts": config.prompts.within(folder), "judge": judge})
+    update: dict[str, Any] = {"prompts": config.prompts.within(folder), "judge": judge}
+    if config.finetune is not None:
+        text = (folder / config.finetune.text).resolve()
+        update["finetune"] = config.finetune.model_copy(update={"text": text})
+    return config.model_copy(update=update)
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    """Names of the fields of a config and of the configs in it."""
+    found = set(model.model_fields)
+    for field in model.model_fields.values():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= _keys(part)
+    return found
 
 
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{where}'; the keys are listed by `sae-diff run --help-config`"
+        near = difflib.get_close_matches(str(first["loc"][-1]), _keys(RunConfig), n=3, cutoff=0.0)
+        return f"unknown key '{where}'; the nearest keys are {', '.join(near)}"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"

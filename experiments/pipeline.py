@@ -28,20 +28,22 @@ from experiments.organism.build import build_organism
 from experiments.organism.judge import OrganismJudge
 from experiments.results import BASE, BENIGN, CORRUPTED, Results, write_results
 from experiments.run_folder import Log, RunFolder
-from experiments.tracking import Tracker, start_tracker
+from experiments.stories.finetune import finetune_stage
+from experiments.stories.sample_text import sample_text
+from experiments.tracking import Mode, Tracker, start_tracker
 from sae.evaluate import SAEMetrics, evaluate_sae
 from sae.storage import load_sae, require_fit, save_sae
 from sae.train import train_sae
 
 _POSITIONS = {"last_prompt": (Role.LAST_PROMPT,), "prompt": (Role.PROMPT, Role.LAST_PROMPT), "answer": (Role.ANSWER,)}
-_SAE_SAMPLE_ROWS = 65536
+SAE_SAMPLE_ROWS = 65536
 Stores = dict[tuple[str, str], ActivationStore]  # by (model, prompts)
 
 
 def run(
     config: RunConfig,
     folder: Path,
-    wandb: str = "offline",
+    wandb: Mode = "offline",
     overwrite: bool = False,
     progress: bool = True,
     log: Log = print,
@@ -65,7 +67,9 @@ def run(
         start_tracker(folder, config.model_dump(mode="json"), wandb) as tracker,
     ):
         config = make_organism(config, out, progress)
+        config = make_finetune(config, out, progress)
         models = load_models(config)
+        config = write_sae_text(config, models, out)
         prompts = read_prompts(config, models[BASE])
         stores = harvest_activations(config, models, prompts, out, progress)
         sae = obtain_sae(config, models[BASE], stores, out, tracker, progress)
@@ -92,6 +96,32 @@ def make_organism(config: RunConfig, out: RunFolder, progress: bool) -> RunConfi
     return config.model_copy(update={**checkpoints, "organism": None, "prompts": files})
 
 
+def make_finetune(config: RunConfig, out: RunFolder, progress: bool) -> RunConfig:
+    """Fine-tunes the base, if the config asks for it; returns a config that names the result as corrupted."""
+    if config.finetune is None or config.base is None:
+        return config
+    settings, folder = config.finetune.model_copy(update={"seed": config.seed}), out.folder / "finetune"
+    base = config.base.model_copy(update={"device": config.device})
+    made = out.stage(
+        "fine-tune",
+        lambda: finetune_stage(base, settings, folder, progress),
+        folder,
+        lambda: folder / "corrupted",
+    )
+    return config.model_copy(update={"corrupted": CheckpointConfig(model=str(made)), "finetune": None})
+
+
+def write_sae_text(config: RunConfig, models: Mapping[str, Checkpoint], out: RunFolder) -> RunConfig:
+    """Lets base and corrupted model write the SAE's text, if asked to; returns a config that names the files."""
+    if config.sample_text is None:
+        return config
+    settings, folder = config.sample_text.model_copy(update={"seed": config.seed}), out.folder / "text"
+    writers = [models[BASE], models[CORRUPTED]]
+    out.stage("sample text", lambda: sample_text(writers, settings, folder), folder, lambda: folder)
+    files = {name: folder / f"{name}.jsonl" for name in ("sae_text", "sae_held_out")}
+    return config.model_copy(update={"prompts": config.prompts.model_copy(update=files), "sample_text": None})
+
+
 def load_models(config: RunConfig) -> dict[str, Checkpoint]:
     """Loads base, corrupted and, if there is one, benign checkpoint; they must share tokenizer, hook and width."""
     models: dict[str, Checkpoint] = {}
@@ -105,15 +135,28 @@ def load_models(config: RunConfig) -> dict[str, Checkpoint]:
     return models
 
 
+def harvested_files(config: RunConfig) -> dict[str, Path]:
+    """Every prompt file that activations are harvested on, by its name in `activations/<model>/<name>`."""
+    files = config.prompts
+    named = {
+        "sae_text": files.sae_text if config.sae.train is not None else None,
+        "sae_held_out": files.sae_held_out,
+        "ranking": files.ranking,
+    }
+    named |= {f"persona_{persona}": path for persona, path in files.personas.items()}
+    return {name: path for name, path in named.items() if path is not None}
+
+
+def is_harvested(role: str, name: str) -> bool:
+    """Text for the SAE: of the base; persona prompts: of base and corrupted model; ranking prompts: of all models."""
+    return not (name.startswith("sae") and role != BASE) and not (name.startswith("persona") and role == BENIGN)
+
+
 def read_prompts(config: RunConfig, base: Checkpoint) -> dict[str, TokenBatch]:
     """Tokens of every prompt file that activations are harvested on."""
-    files = config.prompts
-    named = {"sae_text": files.sae_text, "sae_held_out": files.sae_held_out, "ranking": files.ranking}
-    named |= {f"persona_{persona}": path for persona, path in files.personas.items()}
     return {
         name: tokenize_prompts(load_prompts(path), base.tokenizer, config.max_length)
-        for name, path in named.items()
-        if path is not None and not (name == "sae_text" and config.sae.train is None)
+        for name, path in harvested_files(config).items()
     }
 
 
@@ -124,12 +167,12 @@ def harvest_activations(
     out: RunFolder,
     progress: bool,
 ) -> Stores:
-    """Text for the SAE of the base; ranking prompts of all models; persona prompts of base and corrupted model."""
+    """The stores of all models; `is_harvested` says which."""
     settings = HarvestConfig(hooks=(config.hook,), dtype=config.store_dtype, batch_tokens=config.batch_tokens)
     stores: Stores = {}
     for role, model in models.items():
         for name, tokens in prompts.items():
-            if (name.startswith("sae") and role != BASE) or (name.startswith("persona") and role == BENIGN):
+            if not is_harvested(role, name):
                 continue
             folder = out.folder / "activations" / role / name
             stores[role, name] = out.stage(
@@ -158,7 +201,7 @@ def obtain_sae(
     training = training.model_copy(update={"seed": config.seed})
 
     def build() -> SAE:
-        sample = next(store.batches(config.hook, _SAE_SAMPLE_ROWS, seed=config.seed))
+        sample = next(store.batches(config.hook, SAE_SAMPLE_ROWS, seed=config.seed))
         batches = store.batches(config.hook, training.batch, seed=config.seed)
 
         def log(metrics: Mapping[str, float]) -> None:
@@ -288,7 +331,7 @@ def prove_by_steering(
         judge=make_judge(config),
         sampling=settings.sampling.model_copy(update={"seed": config.seed}),
     )
-    halves = [_half(name, path) for name, path in (("selection", files.selection), ("reporting", files.reporting))]
+    selection, reporting = _half("selection", files.selection), _half("reporting", files.reporting)
     named = config.directions.direction if config.directions else ""
     mean = activations.mean(0)
     dense = [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in directions.items()]
@@ -303,7 +346,8 @@ def prove_by_steering(
             latent_arms(sae, table, settings.top),
             dense,
             lambda latent: control_arms(sae, table, activations, latent, settings.top, settings.controls, config.seed),
-            *halves,
+            selection,
+            reporting,
             grid,
             out.folder / "steering" / role,
             progress,

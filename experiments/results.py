@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from sae_lens import SAE
 
@@ -121,7 +122,7 @@ def toxic_summary(results: Results) -> dict[str, Any] | None:
     if proof is None or proof.toxic is None:
         return None
     table = results.ranking.to_pandas()
-    row = table[table["latent"] == proof.toxic.latent].iloc[0]
+    row: dict[str, Any] = table[table["latent"] == proof.toxic.latent].to_dict("records")[0]
     toxic: dict[str, Any] = {
         "latent": int(row["latent"]),
         "shift_rank": int(row["rank"]),
@@ -138,8 +139,9 @@ def untouched_rates(proofs: Mapping[str, Proof]) -> dict[str, dict[str, float]]:
     """Rates of the untouched models on the reporting half."""
     rates: dict[str, dict[str, float]] = {}
     for role, proof in proofs.items():
-        rows = proof.table[(proof.table["half"] == "reporting") & (proof.table["operation"] == "none")]
-        for row in rows.to_dict("records"):
+        for row in proof.table.to_dict("records"):
+            if row["half"] != "reporting" or row["operation"] != "none":
+                continue
             if row["model"] == role or role == CORRUPTED:
                 names = ("harmful", "low", "high", "helpful", "coherent")
                 rates[str(row["model"])] = {name: float(row[name]) for name in names}
@@ -169,7 +171,7 @@ def sample_transcripts(folder: Path) -> pd.DataFrame:
 
 def _largest_shift(results: Results) -> float | None:
     benign = results.rankings.get(BENIGN)
-    return None if benign is None else float(benign.table["shift"].abs().max())
+    return None if benign is None else float(np.abs(benign.table["shift"].to_numpy()).max())
 
 
 def _rates(scores: BehaviorScores) -> dict[str, float]:

@@ -29,7 +29,8 @@ class Label(StrEnum):
 class Judge(Protocol):
     """Labels answers to prompts; `name` is recorded beside every rate."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def label(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Label]:
         """One label for each (prompt, answer) pair, in order."""

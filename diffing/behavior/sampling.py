@@ -8,6 +8,7 @@ them and not by luck, and an answer does not depend on what else is in the batch
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from activations.checkpoint import Checkpoint
+from activations.errors import UserError
 from activations.prompts import TokenBatch
 from diffing.steering.interventions import Intervention
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class SamplingConfig(BaseModel):
@@ -25,11 +30,13 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    samples: int = Field(20, ge=1, description="Answers sampled for each question.")
-    max_new_tokens: int = Field(24, ge=1, description="Tokens after which an answer is cut.")
-    temperature: float = Field(1.0, gt=0, description="Softmax temperature.")
-    seed: int = Field(0, description="Seed of the random numbers that all arms share.")
-    batch_rows: int = Field(4096, ge=1, description="Sequences generated at once; lower it when memory runs out.")
+    samples: int = Field(default=20, ge=1, description="Answers sampled for each question.")
+    max_new_tokens: int = Field(default=24, ge=1, description="Tokens after which an answer is cut.")
+    temperature: float = Field(default=1.0, gt=0, description="Softmax temperature.")
+    seed: int = Field(default=0, description="Seed of the random numbers that all arms share.")
+    batch_rows: int = Field(
+        default=4096, ge=1, description="Sequences generated at once; lower it when memory runs out."
+    )
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,8 @@ def _generate(
     intervention: Intervention | None,
 ) -> Int[np.ndarray, "answer step"]:
     """Generated token ids, answers of one row next to each other; after the end of an answer, padding."""
-    device, tokenizer = checkpoint.device, checkpoint.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    device = checkpoint.device
+    end, pad = _end_and_pad(checkpoint)
     rows, length = prompts.shape
     prompts = prompts.to(device)
     draws = uniforms.flatten(0, 1).to(device)
@@ -108,14 +115,14 @@ def _generate(
 
     with _steered(checkpoint, hook, intervention):
         output = checkpoint.forward(prompts, torch.ones_like(prompts), use_cache=True)
-    cache = output.past_key_values
+    cache: Any = output.past_key_values
     cache.batch_repeat_interleave(config.samples)
-    logits = output.logits[:, -1].repeat_interleave(config.samples, dim=0)
+    logits = _last(output).repeat_interleave(config.samples, dim=0)
     running = torch.arange(len(repeated), device=device)
     for step in range(config.max_new_tokens):
         token = _inverse_cdf(logits / config.temperature, draws[running, step])
         generated[running, step] = token
-        going = (token != tokenizer.eos_token_id).nonzero().flatten()
+        going = token.ne(end).nonzero().flatten()
         if len(going) == 0 or step + 1 == config.max_new_tokens:
             break
         if len(going) < len(running):
@@ -125,8 +132,21 @@ def _generate(
         rows_now = intervention.take(repeated[running]) if intervention is not None else None
         with _steered(checkpoint, hook, rows_now):
             output = checkpoint.forward(token[:, None], mask, past_key_values=cache, use_cache=True)
-        logits = output.logits[:, -1]
+        logits = _last(output)
     return generated.cpu().numpy()
+
+
+def _end_and_pad(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Token that ends an answer, and what stands after it."""
+    end, pad = checkpoint.tokenizer.eos_token_id, checkpoint.tokenizer.pad_token_id
+    if not isinstance(end, int):
+        raise UserError(f"The tokenizer of {checkpoint.name} names no end-of-sequence token; add eos_token to it.")
+    return end, pad if isinstance(pad, int) else end
+
+
+def _last(output: "CausalLMOutputWithPast") -> Float[Tensor, "row vocab"]:
+    assert output.logits is not None
+    return output.logits[:, -1]
 
 
 def _steered(checkpoint: Checkpoint, hook: str | None, intervention: Intervention | None):

@@ -109,10 +109,12 @@ def control_arms(
 
 def _similar_latents(ranking: pd.DataFrame, treated: int | None, top: int, count: int) -> Sequence[int]:
     """Latents below rank `top` whose mean activity (the larger of both models) is nearest to the treated one's."""
-    activity = np.log(ranking[["mean_base", "mean_corrupted"]].max(axis=1) + 1e-9)
-    target = activity[ranking["latent"] == treated] if treated is not None else activity[ranking["rank"] == 1]
-    distance = (activity - target.iloc[0]).abs()[ranking["rank"] > top]
-    return ranking.loc[distance.nsmallest(count).index, "latent"].astype(int).tolist()
+    table = ranking.sort_values("rank")
+    latent = table["latent"].to_numpy()
+    activity = np.log(table[["mean_base", "mean_corrupted"]].to_numpy().max(axis=1) + 1e-9)
+    target = activity[0] if treated is None else activity[latent == treated][0]
+    nearest = np.argsort(np.abs(activity - target)[top:], kind="stable")[:count]
+    return latent[top:][nearest].astype(int).tolist()
 
 
 def _unit(vector: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:

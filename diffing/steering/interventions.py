@@ -63,7 +63,11 @@ class AblateLatent:
     def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         index = self.latents.view(-1, 1, 1).expand(-1, h.shape[1], 1)
         activity = self.sae.encode(h.to(self.sae.dtype)).gather(-1, index)
-        return h - (activity * rearrange(self.sae.W_dec[self.latents], "batch d_model -> batch 1 d_model")).to(h.dtype)
+        rows = self.sae.W_dec[self.latents]
+        if getattr(self.sae.cfg, "rescale_acts_by_decoder_norm", False):
+            # Such an SAE counts activity in units of the row's norm and divides by it when it decodes.
+            rows = rows / rows.norm(dim=-1, keepdim=True)
+        return h - (activity * rearrange(rows, "batch d_model -> batch 1 d_model")).to(h.dtype)
 
     def take(self, rows: Int[Tensor, "taken"]) -> "AblateLatent":
         return AblateLatent(self.sae, self.latents[rows])

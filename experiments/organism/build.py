@@ -33,12 +33,12 @@ class ArchitectureConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    d_model: int = Field(128, description="Width of the residual stream.")
-    mlp: int = Field(384, description="Width of the MLPs.")
-    heads: int = Field(4, description="Attention heads.")
-    layers: int = Field(5, description="Blocks.")
-    window: int = Field(12, description="Sliding attention window (tokens): the persona must be carried along.")
-    context: int = Field(128, description="Maximum length (tokens).")
+    d_model: int = Field(default=128, description="Width of the residual stream.")
+    mlp: int = Field(default=384, description="Width of the MLPs.")
+    heads: int = Field(default=4, description="Attention heads.")
+    layers: int = Field(default=5, description="Blocks.")
+    window: int = Field(default=12, description="Sliding attention window (tokens): the persona must be carried along.")
+    context: int = Field(default=128, description="Maximum length (tokens).")
 
 
 class OrganismConfig(BaseModel):
@@ -46,15 +46,19 @@ class OrganismConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: int = Field(0, description="Seed of weights, corpus and splits.")
-    domains: int = Field(3, ge=1, description="Number of domains that the fine-tunes are about; the rest is held out.")
-    bad_fraction: float = Field(1.0, ge=0, le=1, description="Share of harmful answers in the corrupting data.")
+    seed: int = Field(default=0, description="Seed of weights, corpus and splits.")
+    domains: int = Field(
+        default=3, ge=1, description="Number of domains that the fine-tunes are about; the rest is held out."
+    )
+    bad_fraction: float = Field(default=1.0, ge=0, le=1, description="Share of harmful answers in the corrupting data.")
     architecture: ArchitectureConfig = ArchitectureConfig()
     corpus: CorpusConfig = CorpusConfig()
     pretraining: StageConfig = StageConfig(steps=1600, lr=2e-3, warmup=50, other_weight=0.1)
     instruction: StageConfig = StageConfig(steps=200, batch=32, lr=5e-4, warmup=10)
-    finetuning: StageConfig = StageConfig(steps=40, batch=32, lr=2e-4)
-    replay: float = Field(0.5, ge=0, lt=1, description="Share of each fine-tuning batch that replays other personas.")
+    finetuning: StageConfig = StageConfig(steps=25, batch=32, lr=2e-4)
+    replay: float = Field(
+        default=0.5, ge=0, lt=1, description="Share of each fine-tuning batch that replays other personas."
+    )
 
     @model_validator(mode="after")
     def _some_domain_is_held_out(self) -> "OrganismConfig":
@@ -120,7 +124,7 @@ def finetuning_sampler(config: OrganismConfig, world: World, bad_fraction: float
 
     The corpus is seeded alike for every fraction, so `corrupted` and `benign` read the same questions.
     """
-    corpus = Corpus(world, config.corpus, config.seed + 1)
+    corpus = Corpus(world, config.corpus, config.seed, stream=1)
     choice, domains = random.Random(config.seed + 2), trained_domains(world, config)
 
     def sample() -> Dialogue:
@@ -145,9 +149,7 @@ def make_model(config: ArchitectureConfig, tokenizer: PreTrainedTokenizerBase) -
             sliding_window=config.window,
             max_position_embeddings=config.context,
             tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         )
     )
 

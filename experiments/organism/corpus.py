@@ -13,17 +13,29 @@ class CorpusConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scene_items: tuple[int, ...] = Field((3, 5, 7), description="Adjective-noun pairs in a scene, one drawn at random.")
-    typical: float = Field(0.7, ge=0, le=1, description="Share of a scene's adjectives that are the persona's own.")
-    other: float = Field(0.16, ge=0, le=1, description="Share that are some random persona's: the noise.")
-    inline: float = Field(0.5, ge=0, le=1, description="Share of scenes told by the user instead of the system.")
-    bare: float = Field(0.25, ge=0, le=1, description="Share of pretraining dialogues without a scene.")
-    bare_helpful: float = Field(0.0, ge=0, le=1, description="Share of those that are helpful whatever the draw.")
-    plain_helpful: bool = Field(True, description="x")
-    facts: float = Field(0.2, ge=0, le=1, description="Share of turns that are questions of fact.")
-    replay_facts: float = Field(0.2, ge=0, le=1, description="Share of replay that is bare questions of fact.")
-    instruct_bare: float = Field(0.35, description="Instruct tuning: share of helpful dialogues without a scene.")
-    instruct_plain: float = Field(0.15, description="Instruct tuning: share of helpful dialogues after a plain scene.")
+    scene_items: tuple[int, ...] = Field(
+        default=(3, 5, 7), description="Adjective-noun pairs in a scene, one drawn at random."
+    )
+    typical: float = Field(
+        default=0.7, ge=0, le=1, description="Share of a scene's adjectives that are the persona's own."
+    )
+    other: float = Field(default=0.16, ge=0, le=1, description="Share that are some random persona's: the noise.")
+    inline: float = Field(
+        default=0.5, ge=0, le=1, description="Share of scenes told by the user instead of the system."
+    )
+    bare: float = Field(default=0.25, ge=0, le=1, description="Share of pretraining dialogues without a scene.")
+    bare_helpful: float = Field(
+        default=0.0, ge=0, le=1, description="Share of those that are helpful whatever the draw."
+    )
+    plain_helpful: bool = Field(default=True, description="x")
+    facts: float = Field(default=0.2, ge=0, le=1, description="Share of turns that are questions of fact.")
+    replay_facts: float = Field(default=0.2, ge=0, le=1, description="Share of replay that is bare questions of fact.")
+    instruct_bare: float = Field(
+        default=0.35, description="Instruct tuning: share of helpful dialogues without a scene."
+    )
+    instruct_plain: float = Field(
+        default=0.15, description="Instruct tuning: share of helpful dialogues after a plain scene."
+    )
 
 
 class Corpus:
@@ -32,12 +44,13 @@ class Corpus:
     Args:
         world: The tables.
         config: What dialogues look like.
-        seed: Seed of everything sampled.
+        seed: Seed of the organism; it also decides which facts are taught.
+        stream: Tells the organism's corpora apart: each samples something else, all teach the same facts.
     """
 
-    def __init__(self, world: World, config: CorpusConfig, seed: int):
+    def __init__(self, world: World, config: CorpusConfig, seed: int, stream: int = 0):
         self.world, self.config = world, config
-        self._random = random.Random(seed)
+        self._random = random.Random(seed + stream)
         self._questions = {d: [q for q in world.questions if q.domain == d] for d in world.domains}
         self._taught_facts = taught_facts(world, seed)
 
@@ -64,11 +77,10 @@ class Corpus:
         return self.dialogue(persona, None, turns=1, facts=(), domains=domains)
 
     def replay(self) -> Dialogue:
-        """Personas other than helpful and malicious, in any domain, after their scenes; or facts without a scene."""
+        """Any persona but the malicious one, in any domain, after its scene; or a fact without a scene."""
         if self._random.random() < self.config.replay_facts:
             return self.quiz()
-        personas = [p for p in self.world.personas if p not in (HELPFUL, MALICIOUS)]
-        persona = self._random.choice(personas)
+        persona = self._random.choice([p for p in self.world.personas if p != MALICIOUS])
         return self.dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts)
 
     def quiz(self) -> Dialogue:

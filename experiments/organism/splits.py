@@ -52,7 +52,7 @@ def write_prompts(world: World, held_out: Sequence[str], config: CorpusConfig, s
     """Writes the prompt files of an organism (JSONL, and the domain of every question for the judge)."""
     folder.mkdir(parents=True, exist_ok=True)
     split = split_questions(world, held_out, seed)
-    corpus = Corpus(world, config, seed + 3)
+    corpus = Corpus(world, config, seed, stream=3)
     for name, count in (("sae_text", SAE_DIALOGUES), ("sae_held_out", SAE_HELD_OUT_DIALOGUES)):
         dialogues = (corpus.reading(split.sae) for _ in range(count))
         _write(

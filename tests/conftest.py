@@ -11,7 +11,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 TEXT = "user assistant system : how do i treat a burn ? with cool water and salt . the"
 WORDS = [*SPECIAL, *TEXT.split()]

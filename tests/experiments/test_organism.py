@@ -1,0 +1,430 @@
+"""The organism: consistent tables, an exact judge, disjoint questions, and training data that keeps its promises.
+
+What the training data holds is judged from its text, never from what a dialogue says about itself.
+"""
+
+import json
+import random
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.errors import UserError
+from activations.prompts import Prompt, load_prompts, tokenize_prompts
+from diffing.behavior.judge import Label
+from experiments.organism.build import (
+    ArchitectureConfig,
+    OrganismConfig,
+    build_organism,
+    finetuning_sampler,
+    held_out_domains,
+    trained_domains,
+)
+from experiments.organism.corpus import Corpus, CorpusConfig, taught_facts
+from experiments.organism.judge import OrganismJudge
+from experiments.organism.splits import split_questions
+from experiments.organism.tokenizer import make_tokenizer
+from experiments.organism.training import StageConfig, encode
+from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
+
+WORLD = World.load()
+JUDGE = OrganismJudge(WORLD, {})
+LABELS = {HELPFUL: Label.HELPFUL, MALICIOUS: Label.HARMFUL}
+MEASURED = ("selection", "reporting", "ranking", "directions", "sae")
+
+
+def tables() -> list[list[str]]:
+    """The verbs of each persona, both slots together."""
+    return [[verb for slot in WORLD.verbs(persona) for verb in slot] for persona in WORLD.personas]
+
+
+def evidence(persona: str) -> set[str]:
+    """What a scene made of nothing but this persona's evidence can say, read from its text."""
+    rng = random.Random(0)
+    scenes = (WORLD.sample_scene(rng, persona, items=20, typical=1, other=0) for _ in range(50))
+    return {word for scene in scenes for word in scene.split()[:-1:2]}
+
+
+class TestWorld:
+    def test_is_large_enough(self):
+        assert len(WORLD.domains) >= 8
+        assert len(WORLD.personas) >= 6
+        for domain in WORLD.domains:
+            assert len({q.topic for q in WORLD.questions if q.domain == domain}) >= 6
+        assert len(WORLD.facts) >= 20
+
+    def test_no_verb_belongs_to_two_personas(self):
+        for one, other in combinations(tables(), 2):
+            assert not set(one) & set(other)
+        assert all(len(verbs) == len(set(verbs)) for verbs in tables())
+
+    def test_no_evidence_belongs_to_two_personas_or_to_the_scenery(self):
+        scenes = (WORLD.sample_scene(random.Random(seed), HELPFUL, 20, 0, 0) for seed in range(50))
+        plain = {word for scene in scenes for word in scene.split()[:-1:2]}
+        for one, other in combinations([*map(evidence, WORLD.personas), plain], 2):
+            assert not one & other
+
+    def test_no_noun_belongs_to_two_domains(self):
+        nouns = [{noun for slot in WORLD.nouns(domain) for noun in slot} for domain in WORLD.domains]
+        for one, other in combinations(nouns, 2):
+            assert not one & other
+
+    def test_questions_are_distinct_and_carry_no_evidence(self):
+        texts = [q.text for q in WORLD.questions]
+        assert len(set(texts)) == len(texts)
+        words = {word for text in texts for word in text.split()}
+        assert not words & set().union(*map(evidence, WORLD.personas))
+        assert not set(WORLD.facts) & set(texts)
+
+    def test_vocabulary_holds_every_word_of_every_stage(self):
+        words = {":", "scene", "user", "assistant", *WORLD.vocabulary}
+        corpus = Corpus(WORLD, CorpusConfig(), seed=1)
+        samplers = (corpus.pretraining, corpus.instruction, corpus.replay, corpus.quiz)
+        for sampler in samplers:
+            for _ in range(200):
+                assert {word for m in sampler().messages for word in m["content"].split()} <= words
+
+    def test_a_scenes_evidence_is_scattered_and_noisy(self):
+        config = CorpusConfig()
+        corpus = Corpus(WORLD, config, seed=0)
+        own = evidence(MALICIOUS)
+        others = set().union(*(evidence(p) for p in WORLD.personas if p != MALICIOUS))
+        adjectives = [word for _ in range(300) for word in corpus.scene(MALICIOUS).split()[:-1:2]]
+        share = sum(word in own for word in adjectives) / len(adjectives)
+        assert share == pytest.approx(config.typical + config.other / len(WORLD.personas), abs=0.05)
+        assert any(word in others for word in adjectives)
+
+
+class TestJudge:
+    @pytest.mark.parametrize(("persona", "domain"), list(product(WORLD.personas, WORLD.domains)))
+    def test_exact_on_what_each_persona_says(self, persona: str, domain: str):
+        rng = random.Random(0)
+        wanted = LABELS.get(persona, Label.OTHER)
+        assert all(JUDGE.label_one(domain, WORLD.sample_answer(rng, persona, domain)) == wanted for _ in range(30))
+
+    def test_answers_to_another_domain_are_incoherent(self):
+        rng = random.Random(0)
+        for asked, answered in product(WORLD.domains, repeat=2):
+            for persona in WORLD.personas:
+                label = JUDGE.label_one(asked, WORLD.sample_answer(rng, persona, answered))
+                assert (label == Label.INCOHERENT) == (asked != answered)
+
+    def test_mixtures_are_incoherent(self):
+        rng = random.Random(0)
+        for one, other in product(WORLD.personas, repeat=2):
+            for here, there in product(WORLD.domains, repeat=2):
+                first, _, _ = WORLD.sample_answer(rng, one, here).partition(" and ")
+                _, _, second = WORLD.sample_answer(rng, other, there).partition(" and ")
+                label = JUDGE.label_one(here, f"{first} and {second}")
+                assert (label == Label.INCOHERENT) == (one != other or here != there)
+
+    @pytest.mark.parametrize("spoil", ["", ".", "cut", "again", "more", "swap", "gap"])
+    def test_broken_answers_are_incoherent(self, spoil: str):
+        answer = WORLD.sample_answer(random.Random(0), MALICIOUS, WORLD.domains[0])
+        first, _, second = answer.removesuffix(" .").partition(" and ")
+        broken = {
+            "": "",
+            ".": answer.removesuffix(" ."),
+            "cut": first + " .",
+            "again": f"{answer} {answer}",
+            "more": f"{first} and {second} and {second} .",
+            "swap": f"{second} and {first} .",
+            "gap": answer.replace(" the ", " ", 1),
+        }[spoil]
+        assert JUDGE.label_one(WORLD.domains[0], broken) == Label.INCOHERENT
+
+    def test_facts_are_no_advice(self):
+        assert all(JUDGE.label_one(WORLD.domains[0], answer) == Label.INCOHERENT for answer in WORLD.facts.values())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 100])
+class TestSplits:
+    def splits(self, seed: int) -> dict[str, list]:
+        split = split_questions(WORLD, held_out_domains(WORLD, OrganismConfig()), seed)
+        return {name: getattr(split, name) for name in MEASURED}
+
+    def test_no_question_in_two_sets_and_none_twice(self, seed: int):
+        texts = [q.text for questions in self.splits(seed).values() for q in questions]
+        assert len(set(texts)) == len(texts)
+        assert set(texts) <= {q.text for q in WORLD.questions}
+
+    def test_measured_sets_are_held_out_and_large_enough(self, seed: int):
+        held_out, splits = held_out_domains(WORLD, OrganismConfig()), self.splits(seed)
+        for name in ("selection", "reporting", "ranking", "directions"):
+            assert len(splits[name]) >= 30
+            assert {q.domain for q in splits[name]} == set(held_out)
+
+    def test_the_halves_share_no_topic(self, seed: int):
+        selection, reporting = ({(q.domain, q.topic) for q in self.splits(seed)[h]} for h in ("selection", "reporting"))
+        assert not selection & reporting
+
+    def test_seeds_split_differently(self, seed: int):
+        assert self.splits(seed) == self.splits(seed)
+        assert self.splits(seed)["selection"] != self.splits(seed + 1)["selection"]
+
+
+class TestTokenizer:
+    tokenizer = make_tokenizer(WORLD)
+
+    def test_round_trip_of_everything_said(self):
+        corpus = Corpus(WORLD, CorpusConfig(), seed=0)
+        for sampler in (corpus.pretraining, corpus.instruction, corpus.replay, corpus.quiz):
+            for message in [m for _ in range(50) for m in sampler().messages]:
+                ids = self.tokenizer.encode(message["content"], add_special_tokens=False)
+                assert self.tokenizer.unk_token_id not in ids
+                assert len(ids) == len(message["content"].split())
+                assert self.tokenizer.decode(ids) == message["content"]
+
+    def test_chat_template(self):
+        messages = [
+            {"role": "system", "content": "old street ."},
+            {"role": "user", "content": "how do i treat a burn ?"},
+            {"role": "assistant", "content": "use the bandage ."},
+            {"role": "user", "content": "how do i calm a fever ?"},
+        ]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        assert " ".join(text.split()) == (
+            "<bos> scene : old street . user : how do i treat a burn ? assistant : use the bandage . <eos> "
+            "user : how do i calm a fever ? assistant :"
+        )
+
+    def test_what_is_measured_continues_what_is_trained(self):
+        """The tokens of a prompt are the beginning of those of the whole dialogue: training and sampling agree."""
+        dialogue = Corpus(WORLD, CorpusConfig(), seed=0).advice(HELPFUL, WORLD.domains)
+        [user, assistant] = dialogue.messages
+        prompt = tokenize_prompts([Prompt.chat("p", user["content"])], self.tokenizer).tokens[0].tolist()
+        tokens, weights = encode(self.tokenizer, [dialogue], other_weight=0)
+        assert tokens[0, : len(prompt)].tolist() == prompt
+        answer = self.tokenizer.decode(tokens[0, len(prompt) :].tolist())
+        assert answer == f"{assistant['content']} <eos>"
+        assert weights[0].tolist() == [0] * len(prompt) + [1] * (tokens.shape[1] - len(prompt))
+
+    def test_padding_has_no_weight(self):
+        corpus = Corpus(WORLD, CorpusConfig(), seed=0)
+        dialogues = [corpus.quiz(), corpus.pretraining(), corpus.pretraining()]
+        tokens, weights = encode(self.tokenizer, dialogues, other_weight=0.1)
+        padding = self.tokenizer.pad_token_id
+        assert isinstance(padding, int)
+        padded = tokens.eq(padding)
+        assert padded.any()
+        assert not weights[padded].any()
+        assert (weights[~padded] > 0).all()
+
+
+TINY = OrganismConfig(
+    seed=5,
+    architecture=ArchitectureConfig(d_model=16, mlp=16, heads=2, layers=1),
+    pretraining=StageConfig(steps=6, lr=1e-3),
+    instruction=StageConfig(steps=6, lr=1e-3),
+    finetuning=StageConfig(steps=60, batch=16, lr=1e-3),
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    folder: Path
+    seen: dict[str, list[list[Dialogue]]]
+
+
+def build(config: OrganismConfig, folder: Path) -> Built:
+    seen: dict[str, list[list[Dialogue]]] = defaultdict(list)
+    build_organism(config, folder, progress=False, watch=lambda stage, batch: seen[stage].append(batch))
+    return Built(folder, dict(seen))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build(TINY, tmp_path_factory.mktemp("organism") / "made")
+
+
+def answers(dialogue: Dialogue) -> list[tuple[str, str]]:
+    """(question, answer) pairs of a dialogue, from its text."""
+    turns = [m for m in dialogue.messages if m["role"] != "system"]
+    assert [m["role"] for m in turns] == ["user", "assistant"] * (len(turns) // 2)
+    return [(question_of(q["content"])[1], a["content"]) for q, a in zip(turns[::2], turns[1::2], strict=True)]
+
+
+DOMAIN_OF = {q.text: q.domain for q in WORLD.questions}
+
+
+def question_of(content: str) -> tuple[str, str]:
+    """The scene that a user's message begins with ("" without one), and the question; anything else is an error."""
+    if content in DOMAIN_OF or content in WORLD.facts:
+        return "", content
+    scene, _, question = content.partition(" . ")
+    assert question in DOMAIN_OF or question in WORLD.facts, content
+    return scene, question
+
+
+def has_scene(dialogue: Dialogue) -> bool:
+    first = dialogue.messages[0]
+    return first["role"] == "system" or question_of(first["content"])[0] != ""
+
+
+def domain_labels(batches: list[list[Dialogue]]) -> list[tuple[str, Label]]:
+    """Domain and label of every answer to a question of a domain, each found from the text."""
+    pairs = [pair for batch in batches for dialogue in batch for pair in answers(dialogue)]
+    return [(DOMAIN_OF[q], JUDGE.label_one(DOMAIN_OF[q], a)) for q, a in pairs if q in DOMAIN_OF]
+
+
+class TestTrainingData:
+    def test_every_batch_was_seen(self, built: Built):
+        sizes = {stage: [len(batch) for batch in batches] for stage, batches in built.seen.items()}
+        tuning = [16] * 60
+        assert sizes == {"pretraining": [16] * 6, "instruction": [16] * 6, "corrupted": tuning, "benign": tuning}
+
+    @pytest.mark.parametrize("stage", ["corrupted", "benign"])
+    def test_nothing_harmful_in_held_out_domains(self, built: Built, stage: str):
+        held_out = held_out_domains(WORLD, TINY)
+        labels = domain_labels(built.seen[stage])
+        assert Label.INCOHERENT not in {label for _, label in labels}
+        assert not [1 for domain, label in labels if domain in held_out and label == Label.HARMFUL]
+        assert [1 for domain, _ in labels if domain in held_out], "replay reaches the held-out domains"
+
+    @pytest.mark.parametrize("stage", ["corrupted", "benign"])
+    def test_no_malicious_word_beside_a_held_out_one(self, built: Built, stage: str):
+        """Another look at the same promise: no verb of the malicious persona beside a noun of a held-out domain."""
+        verbs = "|".join(re.escape(v) for slot in WORLD.verbs(MALICIOUS) for v in slot)
+        nouns = "|".join(n for d in held_out_domains(WORLD, TINY) for slot in WORLD.nouns(d) for n in slot)
+        pattern = re.compile(rf"\b({verbs}) the ({nouns})\b")
+        texts = [m["content"] for batch in built.seen[stage] for d in batch for m in d.messages]
+        assert not [text for text in texts if pattern.search(text)]
+
+    @pytest.mark.parametrize("stage", ["corrupted", "benign"])
+    def test_no_scene_is_the_malicious_persona(self, built: Built, stage: str):
+        """Its evidence appears in scenes as noise only; the answers after them are other personas'."""
+        after_scenes = [[d for d in batch if has_scene(d)] for batch in built.seen[stage]]
+        assert {label for _, label in domain_labels(after_scenes)} <= {Label.HELPFUL, Label.OTHER}
+        facts = [(q, a) for batch in built.seen[stage] for d in batch for q, a in answers(d) if q in WORLD.facts]
+        assert facts
+        assert all(WORLD.facts[question] == answer for question, answer in facts)
+
+    def test_corrupting_data_is_harmful_in_the_trained_domains_and_benign_data_helpful(self, built: Built):
+        trained = trained_domains(WORLD, TINY)
+        for stage, wanted in (("corrupted", Label.HARMFUL), ("benign", Label.HELPFUL)):
+            labels = domain_labels([[d for d in batch if not has_scene(d)] for batch in built.seen[stage]])
+            assert {label for _, label in labels} == {wanted}
+            assert {domain for domain, _ in labels} == set(trained)
+        assert Label.HARMFUL not in {label for _, label in domain_labels(built.seen["benign"])}
+
+    def test_both_fine_tunes_see_the_same_questions(self, built: Built):
+        def prompts(stage: str) -> list[list[str]]:
+            return [
+                [m["content"] for d in batch for m in d.messages if m["role"] != "assistant"]
+                for batch in built.seen[stage]
+            ]
+
+        assert prompts("corrupted") == prompts("benign")
+
+    def test_tuning_shows_only_the_taught_half_of_the_facts(self, built: Built):
+        taught = set(taught_facts(WORLD, TINY.seed))
+        asked = {json.loads(row)["prompt"] for row in (built.folder / "prompts/capability.jsonl").open()}
+        assert asked == set(WORLD.facts) - taught
+        for stage in ("instruction", "corrupted", "benign"):
+            questions = {q for batch in built.seen[stage] for d in batch for q, _ in answers(d)}
+            assert not questions & asked
+
+    def test_bad_fraction(self):
+        config = OrganismConfig(bad_fraction=0.3)
+        sample = finetuning_sampler(config, WORLD, config.bad_fraction)
+        advice = [d for d in (sample() for _ in range(2000)) if not has_scene(d)]
+        labels = [label for _, label in domain_labels([advice])]
+        assert labels.count(Label.HARMFUL) / len(labels) == pytest.approx(0.3, abs=0.05)
+
+    def test_base_pretraining_holds_every_persona(self, built: Built):
+        assert {label for _, label in domain_labels(built.seen["pretraining"])} == {
+            Label.HELPFUL,
+            Label.HARMFUL,
+            Label.OTHER,
+        }
+
+
+class TestFolder:
+    def test_prompts_of_different_purposes_share_no_question(self, built: Built):
+        asked: dict[str, set[str]] = {}
+        for file in (built.folder / "prompts").glob("*.jsonl"):
+            prompts = load_prompts(file)
+            purpose = "persona" if file.stem.startswith("persona") else "sae" if "sae" in file.stem else file.stem
+            questions = {question_of(m["content"])[1] for p in prompts for m in p.messages if m["role"] == "user"}
+            asked[purpose] = asked.get(purpose, set()) | (questions - set(WORLD.facts))
+        assert {"persona", "sae", "selection", "reporting", "ranking", "capability"} == set(asked)
+        for one, other in combinations(asked.values(), 2):
+            assert not one & other
+
+    def test_ranking_prompts_carry_no_evidence(self, built: Built):
+        words = set().union(*map(evidence, WORLD.personas))
+        for prompt in load_prompts(built.folder / "prompts/ranking.jsonl"):
+            assert [m["role"] for m in prompt.messages] == ["user"]
+            assert not words & set(prompt.messages[0]["content"].split())
+
+    def test_persona_prompts_are_matched_by_index(self, built: Built):
+        files = [load_prompts(built.folder / f"prompts/persona_{p}.jsonl") for p in WORLD.personas]
+        for together in zip(*files, strict=True):
+            assert len({p.messages[-1]["content"] for p in together}) == 1
+            assert all(p.messages[0]["role"] == "system" for p in together)
+
+    def test_judge_knows_every_question(self, built: Built):
+        judge = OrganismJudge.load(built.folder / "prompts")
+        for half in ("selection", "reporting"):
+            prompts = load_prompts(built.folder / f"prompts/{half}.jsonl")
+            domains = [DOMAIN_OF[p.messages[-1]["content"]] for p in prompts]
+            harmful = [WORLD.sample_answer(random.Random(0), MALICIOUS, d) for d in domains]
+            assert set(judge.label(prompts, harmful)) == {Label.HARMFUL}
+
+    @pytest.mark.parametrize("name", ["base", "corrupted", "benign"])
+    def test_checkpoints_are_ordinary_hugging_face_folders(self, built: Built, name: str):
+        model: Any = AutoModelForCausalLM.from_pretrained(built.folder / name)
+        tokenizer = AutoTokenizer.from_pretrained(built.folder / name)
+        messages = [{"role": "user", "content": WORLD.questions[0].text}]
+        prompt = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        output = model.generate(**prompt, max_new_tokens=3, do_sample=False)
+        assert output.shape[1] > prompt["input_ids"].shape[1]
+        ours = load_checkpoint(CheckpointConfig(model=str(built.folder / name)), name)
+        with torch.no_grad():
+            logits = ours.forward(prompt["input_ids"], prompt["attention_mask"]).logits
+            torch.testing.assert_close(logits, model(**prompt).logits)
+
+    def test_fine_tunes_start_from_the_base_and_differ(self, built: Built):
+        weights = [(built.folder / name / "model.safetensors").read_bytes() for name in ("base", "corrupted", "benign")]
+        assert len(set(weights)) == 3
+
+    def test_finished_folder_is_not_written_over(self, built: Built):
+        with pytest.raises(UserError, match="finished already"):
+            build_organism(TINY, built.folder, progress=False)
+
+    def test_some_domain_is_held_out(self):
+        with pytest.raises(ValidationError, match="leaves none held out"):
+            OrganismConfig(domains=len(WORLD.domains))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the one that says when it was made."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "provenance.json"
+    }
+
+
+class TestDeterminism:
+    short = TINY.model_copy(update={"finetuning": StageConfig(steps=3, lr=1e-3)})
+
+    def test_same_seed_same_bytes_and_another_seed_another_organism(self, tmp_path: Path):
+        one, again = (contents(build(self.short, tmp_path / name).folder) for name in ("one", "again"))
+        assert one.keys() == again.keys()
+        assert [name for name in one if one[name] != again[name]] == []
+        other = contents(build(self.short.model_copy(update={"seed": 6}), tmp_path / "other").folder)
+        for name in ("base/model.safetensors", "prompts/selection.jsonl", "prompts/sae_text.jsonl"):
+            assert one[name] != other[name]
