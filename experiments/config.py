@@ -64,8 +64,9 @@ class DirectionsConfig(_Config):
 
     reference: str = Field(default="helpful", description="Persona that all others are compared with.")
     direction: str = Field(
-        default="malicious - helpful", description="The direction that latents are compared with first."
+        default="malicious - others", description="The direction that latents are compared with first."
     )
+    steer: str = Field(default="malicious - helpful", description="The direction that is steered with.")
     positions: Literal["last_prompt", "prompt", "answer"] = Field(
         default="last_prompt", description="Positions averaged within each prompt."
     )

@@ -252,7 +252,7 @@ def find_directions(config: RunConfig, stores: Stores, out: RunFolder) -> dict[s
             return made
 
         found[role] = out.stage(f"directions {role}", build, folder, lambda f=folder: PersonaDirections.load(f))
-        found[role].unit(settings.direction)
+        found[role].unit(settings.direction), found[role].unit(settings.steer)
     return found
 
 
@@ -332,7 +332,7 @@ def prove_by_steering(
         sampling=settings.sampling.model_copy(update={"seed": config.seed}),
     )
     selection, reporting = _half("selection", files.selection), _half("reporting", files.reporting)
-    named = config.directions.direction if config.directions else ""
+    named = config.directions.steer if config.directions else ""
     mean = activations.mean(0)
     dense = [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in directions.items()]
     grid = ProofConfig(settings.strengths, settings.induce_budget, settings.repair_budget)

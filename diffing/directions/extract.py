@@ -17,7 +17,10 @@ from diffing.ranking.statistics import activation_means
 def extract_directions(
     stores: Mapping[str, ActivationStore], reference: str, hook: str, roles: Collection[Role]
 ) -> PersonaDirections:
-    """One direction for each persona but `reference`, called "persona - reference".
+    """Two directions for each persona: against `reference` and against the mean of all others.
+
+    They are called "persona - reference" and "persona - others". The first is what turns one persona into the other; the
+    second is what sets the persona apart, whatever it is compared with.
 
     Args:
         stores: Persona -> activations of one model on that persona's prompts; the i-th prompts of all personas belong
@@ -37,6 +40,10 @@ def extract_directions(
         for persona in stores
         if persona != reference
     }
+    if len(stores) > 2:
+        for persona in stores:
+            others = np.mean([means[other] for other in stores if other != persona], axis=0)
+            vectors[f"{persona} - others"] = _paired_difference(means[persona], others, persona)
     names = sorted(Role(role).name for role in roles)
     return PersonaDirections(vectors, hook, {"reference": reference, "roles": names})
 
