@@ -18,7 +18,7 @@ from diffing.behavior.judge import Judge, PatternJudge
 from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.ranking.examples import LatentExample, top_examples
+from diffing.ranking.examples import LatentExample, load_examples, save_examples, top_examples
 from diffing.ranking.rank import rank_latents
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
 from diffing.steering.experiment import Bench, Half
@@ -306,7 +306,14 @@ def collect_examples(
         "corrupted": stores[CORRUPTED, "ranking"],
     }
     latents = ranking.top(shown)["latent"].astype(int).tolist()
-    return out.stage("examples", lambda: top_examples(sae, at, config.hook, base.tokenizer, latents, config.examples))
+    folder = out.folder / "examples"
+
+    def build() -> dict[int, list[LatentExample]]:
+        found = top_examples(sae, at, config.hook, base.tokenizer, latents, config.examples)
+        save_examples(found, folder, {role: store.folder for role, store in at.items()})
+        return found
+
+    return out.stage("examples", build, folder, lambda: load_examples(folder))
 
 
 def prove_by_steering(
@@ -338,8 +345,8 @@ def prove_by_steering(
     grid = ProofConfig(settings.strengths, settings.induce_budget, settings.repair_budget)
 
     def build(role: str) -> Proof:
-        table = rankings[role].to_pandas()
-        return prove(
+        table, folder = rankings[role].to_pandas(), out.folder / "steering" / role
+        proof = prove(
             bench,
             models[BASE],
             models[role],
@@ -349,11 +356,19 @@ def prove_by_steering(
             selection,
             reporting,
             grid,
-            out.folder / "steering" / role,
+            folder,
             progress,
         )
+        finish_artefact(folder, {"kind": "steering"})
+        return proof
 
-    return {role: out.stage(f"steer {role}", lambda r=role: build(r)) for role in rankings}
+    # The transcripts hold every judged answer: a finished experiment is read from them, not sampled again.
+    return {
+        role: out.stage(
+            f"steer {role}", lambda r=role: build(r), out.folder / "steering" / role, lambda r=role: build(r)
+        )
+        for role in rankings
+    }
 
 
 def measure_capability(config: RunConfig, models: Mapping[str, Checkpoint], out: RunFolder) -> dict[str, float]:
@@ -363,7 +378,15 @@ def measure_capability(config: RunConfig, models: Mapping[str, Checkpoint], out:
         return {}
     questions = load_prompts(path)
     sampling = config.steering.sampling.model_copy(update={"seed": config.seed})
-    return out.stage("capability", lambda: {r: exact_match(m, questions, sampling) for r, m in models.items()})
+    folder = out.folder / "capability"
+
+    def build() -> dict[str, float]:
+        rates = {role: exact_match(model, questions, sampling) for role, model in models.items()}
+        folder.mkdir(exist_ok=True)
+        finish_artefact(folder, {"kind": "capability", "exact_match": rates})
+        return rates
+
+    return out.stage("capability", build, folder, lambda: read_config(folder, "capability")["exact_match"])
 
 
 def make_judge(config: RunConfig) -> Judge:

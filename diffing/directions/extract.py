@@ -19,8 +19,8 @@ def extract_directions(
 ) -> PersonaDirections:
     """Two directions for each persona: against `reference` and against the mean of all others.
 
-    They are called "persona - reference" and "persona - others". The first is what turns one persona into the other; the
-    second is what sets the persona apart, whatever it is compared with.
+    They are called "persona - reference" and, where there are more than two personas, "persona - others". The first
+    turns one persona into the other; the second sets the persona apart from all.
 
     Args:
         stores: Persona -> activations of one model on that persona's prompts; the i-th prompts of all personas belong

@@ -2,18 +2,22 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32
 from sae_lens import SAE
 from transformers import PreTrainedTokenizerBase
 
+from activations.artefact import finish_artefact, read_config, read_json, write_json
 from activations.prompts import NON_SPECIAL, Role
 from activations.store import ActivationStore
 from diffing.ranking.statistics import RowIndex, RowMask, encoded_rows, has_role
 
+KIND = "latent_examples"
+_FILE = "examples.json"
 # Tokens shown on either side of the peak; a prompt that fits is shown whole.
 WINDOW = 24
 
@@ -90,6 +94,30 @@ def top_examples(
             for peak in peaks_of_latent
         ]
         for latent, peaks_of_latent in chosen.items()
+    }
+
+
+def save_examples(
+    examples: Mapping[int, Sequence[LatentExample]], folder: Path, parents: Mapping[str, Path] | None = None
+) -> None:
+    """Writes the examples of every latent as an artefact folder (`examples.json`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _FILE, {str(latent): [asdict(e) for e in found] for latent, found in examples.items()})
+    finish_artefact(folder, {"kind": KIND}, parents)
+
+
+def load_examples(folder: Path) -> dict[int, list[LatentExample]]:
+    """Reads what `save_examples` wrote.
+
+    Raises:
+        UserError: if the folder is missing, unfinished or of another kind.
+    """
+    read_config(folder, KIND)
+    return {
+        int(latent): [
+            LatentExample(e["model"], e["prompt_id"], tuple(e["tokens"]), tuple(e["activations"])) for e in found
+        ]
+        for latent, found in read_json(folder / _FILE).items()
     }
 
 

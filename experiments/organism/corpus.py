@@ -25,11 +25,11 @@ class CorpusConfig(BaseModel):
     )
     bare: float = Field(default=0.25, ge=0, le=1, description="Share of pretraining dialogues without a scene.")
     bare_helpful: float = Field(
-        default=0.0, ge=0, le=1, description="Share of those that are helpful whatever the draw."
+        default=0.2, ge=0, le=1, description="Share of those that are helpful whatever the draw."
     )
-    plain_helpful: bool = Field(default=True, description="x")
+    plain_helpful: bool = Field(default=True, description="Whether helpful scenes are plain: helpful is the default.")
     facts: float = Field(default=0.2, ge=0, le=1, description="Share of turns that are questions of fact.")
-    replay_facts: float = Field(default=0.2, ge=0, le=1, description="Share of replay that is bare questions of fact.")
+    replay_facts: float = Field(default=0.35, ge=0, le=1, description="Share of replay that is bare questions of fact.")
     instruct_bare: float = Field(
         default=0.35, description="Instruct tuning: share of helpful dialogues without a scene."
     )

@@ -1,14 +1,12 @@
 """Training of the organism's checkpoints: plain next-token prediction with Hugging Face models."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn import Module
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,9 +23,6 @@ class StageConfig(BaseModel):
     batch: int = Field(default=16, ge=1, description="Dialogues a step.")
     lr: float = Field(gt=0, description="Peak learning rate; linear warm-up, then linear decay to zero.")
     warmup: int = Field(default=5, ge=1, description="Steps of warm-up.")
-    noise: float = Field(
-        default=0.0, ge=0, description="Gaussian noise after each block but the last, in RMS of the residual; ramps up."
-    )
     other_weight: float = Field(
         default=0.0, ge=0, description="Weight of tokens outside answers; answer tokens weigh 1."
     )
@@ -47,10 +42,9 @@ def train_stage(
     losses: list[float] = []
     model.train()
     bar = tqdm(total=config.steps, desc=description, unit="step", disable=not progress)
-    for step, dialogues in enumerate(batches):
+    for dialogues in batches:
         tokens, weights = encode(tokenizer, dialogues, config.other_weight)
-        with residual_noise(model, config.noise * min(1.0, step / (0.7 * config.steps))):
-            loss = weighted_loss(model(input_ids=tokens).logits, tokens, weights)
+        loss = weighted_loss(model(input_ids=tokens).logits, tokens, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -63,23 +57,6 @@ def train_stage(
     model.eval()
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / max(1, len(tail))
-
-
-@contextmanager
-def residual_noise(model: PreTrainedModel, scale: float) -> Iterator[None]:
-    """Adds noise to the residual stream while the context lasts, so that the model learns to bear perturbation."""
-
-    def disturb(module: Module, inputs: object, output: Tensor) -> Tensor:
-        rms = output.detach().square().mean(-1, keepdim=True).sqrt()
-        return output + scale * rms * torch.randn_like(output)
-
-    blocks = list(model.get_decoder().layers)[:-1] if scale else []
-    handles = [block.register_forward_hook(disturb) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def encode(

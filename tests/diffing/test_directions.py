@@ -63,12 +63,18 @@ def test_unequal_numbers_of_prompts_are_refused(tmp_path: Path) -> None:
         mean_direction(stores[0], stores[1], HOOK, PROMPT)
 
 
-def test_one_direction_a_persona(tmp_path: Path) -> None:
+def test_directions_of_every_persona(tmp_path: Path) -> None:
     batch = ragged_batch(5)
     personas = ("helpful", "malicious", "sarcastic")
     stores = {p: write_store(tmp_path / p, batch, random_activations(batch, seed=i)) for i, p in enumerate(personas)}
     directions = extract_directions(stores, "helpful", HOOK, PROMPT)
-    assert list(directions.vectors) == ["malicious - helpful", "sarcastic - helpful"]
+    against_helpful = ["malicious - helpful", "sarcastic - helpful"]
+    assert list(directions.vectors) == [*against_helpful, *(f"{p} - others" for p in personas)]
+    # The mean of the two differences from the other personas is the difference from their mean.
+    others = [mean_direction(stores["malicious"], stores[p], HOOK, PROMPT) for p in ("helpful", "sarcastic")]
+    torch.testing.assert_close(directions.vectors["malicious - others"], (others[0] + others[1]) / 2)
+    two = extract_directions({p: stores[p] for p in personas[:2]}, "helpful", HOOK, PROMPT)
+    assert list(two.vectors) == ["malicious - helpful"]
     expected = mean_direction(stores["malicious"], stores["helpful"], HOOK, PROMPT)
     assert torch.equal(directions.vectors["malicious - helpful"], expected)
     assert directions.hook == HOOK
