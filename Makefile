@@ -20,7 +20,7 @@ quickstart: setup
 	$(BIN)/sae-diff quickstart $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
