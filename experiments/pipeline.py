@@ -252,7 +252,8 @@ def find_directions(config: RunConfig, stores: Stores, out: RunFolder) -> dict[s
             return made
 
         found[role] = out.stage(f"directions {role}", build, folder, lambda f=folder: PersonaDirections.load(f))
-        found[role].unit(settings.direction), found[role].unit(settings.steer)
+        for name in (settings.direction, settings.steer):
+            found[role].unit(name)  # an unknown name ends the run here, not after an hour of steering
     return found
 
 

@@ -121,17 +121,17 @@ def toxic_summary(results: Results) -> dict[str, Any] | None:
     proof = results.proofs.get(CORRUPTED)
     if proof is None or proof.toxic is None:
         return None
-    table = results.ranking.to_pandas()
-    row: dict[str, Any] = table[table["latent"] == proof.toxic.latent].to_dict("records")[0]
+    table = results.ranking.to_pandas().set_index("latent", drop=False)
+    row: Any = table.loc[proof.toxic.latent]
     toxic: dict[str, Any] = {
         "latent": int(row["latent"]),
         "shift_rank": int(row["rank"]),
         **{name: float(row[name]) for name in ("shift", "low", "high", "q")},
     }
     if results.direction is not None:
-        cosines = table[f"cosine_{results.direction}"]
+        cosines = table[f"cosine_{results.direction}"].to_numpy()
         toxic["cosine_persona"] = float(row[f"cosine_{results.direction}"])
-        toxic["cosine_rank"] = int((cosines > toxic["cosine_persona"]).sum()) + 1
+        toxic["cosine_rank"] = int(np.count_nonzero(cosines > toxic["cosine_persona"])) + 1
     return toxic
 
 
