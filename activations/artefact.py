@@ -111,6 +111,19 @@ def finish_artefact(folder: Path, config: Mapping[str, Any], parents: Mapping[st
     write_json(folder / CONFIG, dict(config))
 
 
+def open_folder(folder: Path, overwrite: bool) -> None:
+    """Make the folder, or declare a finished artefact in it unfinished while it is replaced.
+
+    Raises:
+        UserError: if it holds a finished artefact and `overwrite` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / CONFIG
+    if config.exists() and not overwrite:
+        raise UserError(f"{folder} holds a finished artefact; choose another folder or overwrite it.")
+    config.unlink(missing_ok=True)
+
+
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
     """Reads the config of a finished artefact.
 

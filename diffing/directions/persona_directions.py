@@ -10,9 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from activations.artefact import finish_artefact, publish, read_config
+from activations.artefact import finish_artefact, open_folder, publish, read_config
 from activations.errors import UserError
-from diffing.artefact_folder import open_folder
 
 TENSOR_FILE = "directions.safetensors"
 

@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Shaped
 
-from activations.artefact import finish_artefact, publish, read_config
+from activations.artefact import finish_artefact, open_folder, publish, read_config
 from activations.errors import UserError
-from diffing.artefact_folder import open_folder
 
 TABLE_FILE = "ranking.parquet"
 
