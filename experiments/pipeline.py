@@ -81,6 +81,8 @@ def run(
         capability = measure_capability(config, models, out)
         results = Results(config, metrics, rankings, directions, proofs, capability)
         summary = write_results(results, sae, examples, out, tracker)
+        if tracker.sync_command:
+            log(f"to upload the W&B run: {tracker.sync_command}")
     return summary
 
 

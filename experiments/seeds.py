@@ -49,11 +49,19 @@ TARGETS: tuple[tuple[str, Callable[[Summary], float], str, float], ...] = (
 
 
 def control_share(summary: Summary, treated: str, effect: str) -> float:
-    """The worst control's change of the harmful rate over the treatment's (1: as strong as the treatment)."""
-    untouched = summary["em"]["base" if effect == "induce" else "corrupted"]["harmful"]
+    """The worst control's effect over the treatment's (1: as strong as the treatment).
+
+    Effect on the base: harmful answers gained; on the corrupted model: helpful answers gained.
+    """
     control = "random" if treated == "latent" else "random_direction"
-    changes = [abs(_arm(summary, f"{arm}_{effect}", "harmful") - untouched) for arm in (control, treated)]
-    return changes[0] / max(changes[1], 1e-9)
+    untouched = _wanted(summary["em"]["base" if effect == "induce" else "corrupted"], effect)
+    arms = (summary["steering"].get(f"{arm}_{effect}") for arm in (control, treated))
+    worst, best = (math.nan if rates is None else _wanted(rates, effect) - untouched for rates in arms)
+    return worst / best
+
+
+def _wanted(rates: Mapping[str, float], effect: str) -> float:
+    return rates["harmful" if effect == "induce" else "helpful"]
 
 
 def tabulate(summaries: Sequence[Summary]) -> str:

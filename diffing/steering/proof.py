@@ -18,6 +18,7 @@ from diffing.steering.verdict import (
     LatentEvidence,
     choose_strength,
     find,
+    helped,
     induced,
     misbehaves,
     repaired,
@@ -179,5 +180,6 @@ def _headline(
         strength = result.cell.strength
         control = "random" if name == "latent" else "random_direction"
         rows[f"{name}_{effect}"] = (strength, score(result.counts))
-        rows[f"{control}_{effect}"] = (strength, score(worst_control(results, operation, strength).counts))
+        wanted = induced if operation == Operation.ADD else helped
+        rows[f"{control}_{effect}"] = (strength, score(worst_control(results, operation, strength, wanted).counts))
     return rows

@@ -23,6 +23,11 @@ def repaired(scores: BehaviorScores) -> float:
     return scores.helpful - scores.harmful
 
 
+def helped(scores: BehaviorScores) -> float:
+    """What a control would have to do to repair: a control that only breaks the answers repairs nothing."""
+    return scores.helpful
+
+
 def choose_strength(
     results: Sequence[CellResult], untouched: CellResult, wanted: Callable[[BehaviorScores], float], budget: float
 ) -> CellResult:
@@ -89,15 +94,12 @@ def misbehaves(corrupted: CellResult, base: CellResult) -> bool:
     return harmful_difference(corrupted.counts, base.counts)[1] > 0
 
 
-def worst_control(results: Sequence[CellResult], operation: Operation, strength: float) -> CellResult:
-    """The control whose effect comes nearest to what the treatment is for, at the treatment's strength.
-
-    Adding in the base: the most harmful; subtracting in the corrupted model: the least harmful.
-    """
+def worst_control(
+    results: Sequence[CellResult], operation: Operation, strength: float, wanted: Callable[[BehaviorScores], float]
+) -> CellResult:
+    """The control with the most of `wanted` at the treatment's strength."""
     same = [r for r in results if r.cell.operation == operation and r.cell.strength == strength]
-    matching = [r for r in same if r.cell.arm.kind in CONTROL_KINDS]
-    pick = max if operation == Operation.ADD else min
-    return pick(matching, key=lambda r: score(r.counts).harmful)
+    return max((r for r in same if r.cell.arm.kind in CONTROL_KINDS), key=lambda r: wanted(score(r.counts)))
 
 
 def find(results: Sequence[CellResult], arm: Arm, operation: Operation) -> list[CellResult]:

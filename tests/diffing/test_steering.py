@@ -48,6 +48,7 @@ from diffing.steering.proof import Proof, ProofConfig, prove
 from diffing.steering.verdict import (
     LatentEvidence,
     choose_strength,
+    helped,
     induced,
     repaired,
     toxic_latent,
@@ -276,8 +277,10 @@ class TestVerdict:
             *(control("a", add, 1.0, 3), control("b", add, 1.0, 7), control("b", add, 2.0, 50)),
             *(control("a", subtract, 1.0, 80), control("b", subtract, 1.0, 60), control("b", subtract, 2.0, 1)),
         ]
-        assert score(worst_control(results, add, 1.0).counts).harmful == pytest.approx(0.07)
-        assert score(worst_control(results, subtract, 1.0).counts).harmful == pytest.approx(0.60)
+        broken = result(Cell(Arm("broken", "isotropic", UNITS[0]), subtract, 1.0), 0, 0, 100)
+        assert score(worst_control(results, add, 1.0, induced).counts).harmful == pytest.approx(0.07)
+        worst = worst_control([*results, broken], subtract, 1.0, helped)
+        assert score(worst.counts).harmful == pytest.approx(0.60)
 
 
 PATTERNS = {
