@@ -142,8 +142,12 @@ def _run(name: str, overrides: dict[str, Any], out: Path | None, overwrite: bool
     from experiments.pipeline import run as run_pipeline
 
     folder = out or Path("runs") / config.name
-    summary = run_pipeline(config, folder, wandb, overwrite, not quiet, console.print)
+    summary = run_pipeline(config, folder, wandb, overwrite, not quiet, _say)
     print_summary(summary, folder)
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -62,7 +62,7 @@ def write_results(
         ranking=results.ranking,
         examples=dict(examples),
         steering=proof.table if proof is not None else None,
-        transcripts=sample_transcripts(out.folder / "steering") if proof is not None else None,
+        transcripts=sample_transcripts(out.folder / "steering", proof) if proof is not None else None,
         direction=results.direction,
         rebuild=rebuilt_directions(results, sae),
         provenance={
@@ -156,17 +156,24 @@ def rebuilt_directions(results: Results, sae: SAE) -> dict[str, dict[int, float]
     return {name: rebuild(vector, sae.W_dec.detach().cpu()) for name, vector in vectors.items()}
 
 
-def sample_transcripts(folder: Path) -> pd.DataFrame:
-    """The answers of the reporting half, one row an answer."""
+def sample_transcripts(folder: Path, proof: Proof) -> pd.DataFrame:
+    """Two answers to each reporting question: untouched models, toxic latent, first dense direction."""
+    shown = {"untouched", *proof.table.loc[proof.table["kind"] == "direction", "arm"].unique()[:1]}
+    if proof.toxic is not None:
+        shown.add(f"latent {proof.toxic.latent}")
+    files = [folder / CORRUPTED / f"{model}_reporting.jsonl" for model in (BASE, CORRUPTED)]
+    files.append(folder / BENIGN / f"{BENIGN}_reporting.jsonl")
     rows = []
-    for file in sorted(folder.glob("*/*_reporting.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            arm = record["arm"] if record["operation"] == "none" else f"{record['operation']} {record['arm']}"
-            for answer, label in zip(record["answers"][:2], record["labels"][:2], strict=True):
-                question = record["question"].partition(": ")[2] or record["question"]
-                rows.append((record["model"], arm, question, answer, label))
-    return pd.DataFrame(rows, columns=["model", "arm", "question", "answer", "label"])
+    for line in (line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()):
+        record = json.loads(line)
+        if record["arm"] not in shown or record["operation"].startswith("ablate"):
+            continue
+        arm = record["arm"] if record["operation"] == "none" else f"{record['operation']} {record['arm']}"
+        question = record["question"].partition(": ")[2] or record["question"]
+        for answer, label in zip(record["answers"][:2], record["labels"][:2], strict=True):
+            rows.append((record["model"], arm, question, answer, label))
+    table = pd.DataFrame(rows, columns=pd.Index(["model", "arm", "question", "answer", "label"]))
+    return table.sort_values("arm", key=lambda arm: arm != "untouched", kind="stable", ignore_index=True)
 
 
 def _largest_shift(results: Results) -> float | None:
