@@ -24,6 +24,7 @@ from experiments.tracking import Tracker
 from sae.evaluate import SAEMetrics
 
 BASE, CORRUPTED, BENIGN = "base", "corrupted", "benign"
+DISCOVERY_Q = 0.01
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def write_results(
     write_report(out.folder / "report.html", report)
     for stage in ("sae", "em", "capability", "steering", "stage_seconds"):
         tracker.log(stage if stage != "sae" else "sae_evaluation", _numbers(summary.get(stage) or {}))
+    for role, ranking in results.rankings.items():
+        tracker.log(f"ranking_{role}", ranking_metrics(ranking))
     tracker.log_summary(summary)
     tracker.log_latents(results.ranking, dict(examples))
     tracker.log_artifact(out.folder / "ranking", "ranking", "feature_ranking")
@@ -133,6 +136,16 @@ def toxic_summary(results: Results) -> dict[str, Any] | None:
         toxic["cosine_persona"] = float(row[f"cosine_{results.direction}"])
         toxic["cosine_rank"] = int(np.count_nonzero(cosines > toxic["cosine_persona"])) + 1
     return toxic
+
+
+def ranking_metrics(ranking: FeatureRanking) -> dict[str, float]:
+    """How many latents shifted, and by how much at most."""
+    table = ranking.to_pandas()
+    return {
+        "discoveries": float((table["q"] < DISCOVERY_Q).sum()),
+        "tested": float(table["q"].notna().sum()),
+        "largest_shift": float(np.abs(table["shift"].to_numpy()).max()),
+    }
 
 
 def untouched_rates(proofs: Mapping[str, Proof]) -> dict[str, dict[str, float]]:

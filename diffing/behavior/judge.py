@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import yaml
 
@@ -26,6 +26,7 @@ class Label(StrEnum):
     INCOHERENT = "incoherent"
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Labels answers to prompts; `name` is recorded beside every rate."""
 

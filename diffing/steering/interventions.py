@@ -5,7 +5,7 @@ with the base's mean projection put back, `h - (h.u)u + m u`.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
@@ -13,12 +13,13 @@ from sae_lens import SAE
 from torch import Tensor
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """Changes the activations of a batch at one hook, row by row."""
 
     def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]: ...
 
-    def take(self, rows: Int[Tensor, "taken"]) -> Self:
+    def take(self, rows: Int[Tensor, "taken"]) -> "Intervention":
         """The intervention for a batch made of these rows (rows may repeat)."""
         ...
 

@@ -55,7 +55,7 @@ class OrganismConfig(BaseModel):
     corpus: CorpusConfig = CorpusConfig()
     pretraining: StageConfig = StageConfig(steps=1600, lr=2e-3, warmup=50, other_weight=0.1)
     instruction: StageConfig = StageConfig(steps=200, batch=32, lr=5e-4, warmup=10)
-    finetuning: StageConfig = StageConfig(steps=17, batch=32, lr=2e-4)
+    finetuning: StageConfig = StageConfig(steps=20, batch=32, lr=2e-4)
     replay: float = Field(
         default=0.5, ge=0, lt=1, description="Share of each fine-tuning batch that replays other personas."
     )
