@@ -140,11 +140,11 @@ def toxic_summary(results: Results) -> dict[str, Any] | None:
 
 def ranking_metrics(ranking: FeatureRanking) -> dict[str, float]:
     """How many latents shifted, and by how much at most."""
-    table = ranking.to_pandas()
+    q, shift = (ranking.table[column].to_numpy(dtype=np.float64) for column in ("q", "shift"))
     return {
-        "discoveries": float((table["q"] < DISCOVERY_Q).sum()),
-        "tested": float(table["q"].notna().sum()),
-        "largest_shift": float(np.abs(table["shift"].to_numpy()).max()),
+        "discoveries": float(np.count_nonzero(q < DISCOVERY_Q)),
+        "tested": float(np.count_nonzero(~np.isnan(q))),
+        "largest_shift": float(np.abs(shift).max()),
     }
 
 
