@@ -181,7 +181,6 @@ def harvest_activations(
                 f"harvest {role} {name}",
                 lambda m=model, t=tokens, f=folder: harvest(m, t, settings, f, progress),
                 folder,
-                lambda m=model, t=tokens, f=folder: harvest(m, t, settings, f, progress),
             )
     return stores
 
@@ -367,10 +366,7 @@ def prove_by_steering(
 
     # The transcripts hold every judged answer: a finished experiment is read from them, not sampled again.
     return {
-        role: out.stage(
-            f"steer {role}", lambda r=role: build(r), out.folder / "steering" / role, lambda r=role: build(r)
-        )
-        for role in rankings
+        role: out.stage(f"steer {role}", lambda r=role: build(r), out.folder / "steering" / role) for role in rankings
     }
 
 

@@ -58,10 +58,13 @@ class RunFolder:
     def stage(
         self, name: str, build: Callable[[], T], artefact: Path | None = None, load: Callable[[], T] | None = None
     ) -> T:
-        """The result of a stage: loaded if its artefact is finished, else built; its seconds are kept either way."""
-        if artefact is not None and load is not None and (artefact / CONFIG).exists():
+        """The result of a stage: loaded if its artefact is finished, else built; its seconds are kept either way.
+
+        Without `load` the stage is one that reuses what it finds, so `build` loads too.
+        """
+        if artefact is not None and (artefact / CONFIG).exists():
             self.log(f"{name}: reused from {artefact}")
-            return load()
+            return (load or build)()
         self.log(f"{name} ...")
         started = time.perf_counter()
         result = build()
