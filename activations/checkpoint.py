@@ -65,6 +65,11 @@ class CheckpointConfig(BaseModel):
         revision = f"@{self.revision}" if self.revision else ""
         return self.model + revision + (f" + {self.adapter}" if self.adapter else "")
 
+    def placed(self, device: str, dtype: str) -> "CheckpointConfig":
+        """The same model on `device` in `dtype`, unless it names its own."""
+        defaults = {"device": device, "dtype": dtype}
+        return self.model_copy(update={k: v for k, v in defaults.items() if k not in self.model_fields_set})
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:

@@ -105,28 +105,39 @@ def organism(
     domains: Annotated[int, typer.Option(help="Number of corrupted domains.")] = 3,
     bad_fraction: Annotated[float, typer.Option(help="Share of harmful answers in the corrupting data (0-1).")] = 1.0,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of the corrupting fine-tune (default: the recipe's).")
+        int | None, typer.Option(help="Steps of both fine-tunes (default: until the harmful answers are learned).")
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Make an organism: checkpoints that show emergent misalignment, with the control and all prompts."""
+    from experiments.organism.build import build_organism
+
+    config = organism_config(seed, domains, bad_fraction, steps)
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    console.print(f"organism written to {build_organism(config, out, not quiet)}")
+
+
+def organism_config(seed: int, domains: int, bad_fraction: float, steps: int | None) -> Any:
+    """The recipe with the options of `sae-diff organism`; `steps` are taken in full, whatever the loss.
+
+    Raises:
+        UserError: if an option is out of range.
+    """
     from pydantic import ValidationError
 
-    from experiments.organism.build import OrganismConfig, build_organism
+    from experiments.organism.build import OrganismConfig
 
     values: dict[str, Any] = {"seed": seed, "domains": domains, "bad_fraction": bad_fraction}
     if steps is not None:
         recipe = OrganismConfig().finetuning.model_dump()
-        values["finetuning"] = {**recipe, "steps": steps}
+        values |= {"finetuning": {**recipe, "steps": steps}, "stop_loss": None}
     try:
-        config = OrganismConfig.model_validate(values)
+        return OrganismConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"Organism option {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-    console.print(f"organism written to {build_organism(config, out, not quiet)}")
 
 
 def _config(name: str, overrides: dict[str, Any]) -> Any:

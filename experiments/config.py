@@ -173,7 +173,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"Config {path}: {_first_problem(error)}.") from None
-    return config if config.organism else _resolved(config, path.parent)
+    return _resolved(config, path.parent)
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -184,11 +184,10 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _resolved(config: RunConfig, folder: Path) -> RunConfig:
-    """The config with files relative to the config's folder made absolute."""
-    judge = config.judge
-    if judge is not None and judge.file is not None:
-        judge = judge.model_copy(update={"file": (folder / judge.file).resolve()})
-    update: dict[str, Any] = {"prompts": config.prompts.within(folder), "judge": judge}
+    """The config with files relative to the config's folder made absolute (an organism's prompts are in its own)."""
+    update: dict[str, Any] = {} if config.organism else {"prompts": config.prompts.within(folder)}
+    if config.judge is not None and config.judge.file is not None:
+        update["judge"] = config.judge.model_copy(update={"file": (folder / config.judge.file).resolve()})
     if config.finetune is not None:
         text = (folder / config.finetune.text).resolve()
         update["finetune"] = config.finetune.model_copy(update={"text": text})

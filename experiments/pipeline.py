@@ -103,7 +103,7 @@ def make_finetune(config: RunConfig, out: RunFolder, progress: bool) -> RunConfi
     if config.finetune is None or config.base is None:
         return config
     settings, folder = config.finetune.model_copy(update={"seed": config.seed}), out.folder / "finetune"
-    base = config.base.model_copy(update={"device": config.device})
+    base = config.base.placed(config.device, "float32")
     made = out.stage(
         "fine-tune",
         lambda: finetune_stage(base, settings, folder, progress),
@@ -130,8 +130,7 @@ def load_models(config: RunConfig) -> dict[str, Checkpoint]:
     for role in (BASE, CORRUPTED, BENIGN):
         named: CheckpointConfig | None = getattr(config, role)
         if named is not None:
-            placed = named.model_copy(update={"device": config.device, "dtype": config.dtype})
-            models[role] = load_checkpoint(placed, role)
+            models[role] = load_checkpoint(named.placed(config.device, config.dtype), role)
             models[role].require_hook(config.hook)
             require_same_tokenizer(models[BASE], models[role])
     return models

@@ -99,11 +99,7 @@ def _named(config: RunConfig) -> dict[str, CheckpointConfig]:
     """The checkpoints that the run would load; one that it makes from the base has the base's architecture."""
     made = config.base if config.finetune is not None else config.corrupted
     found = {BASE: config.base, CORRUPTED: made, BENIGN: config.benign}
-    return {
-        role: named.model_copy(update={"device": config.device, "dtype": config.dtype})
-        for role, named in found.items()
-        if named is not None
-    }
+    return {role: named.placed(config.device, config.dtype) for role, named in found.items() if named is not None}
 
 
 def _outlines(config: RunConfig) -> dict[str, Checkpoint | None]:

@@ -95,7 +95,7 @@ def prove(
         bench: Hook, judge, dictionary, sampling.
         base: Model that the latents are added to.
         corrupted: Model that they are subtracted from and ablated in.
-        latents: Latents to steer, best first.
+        latents: Latents to steer, largest absolute shift first.
         directions: Dense directions, the one that headlines first.
         controls: Makes the controls for a treated latent (None: no latent is causal).
         selection: Questions that strengths are chosen on.

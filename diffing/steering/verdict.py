@@ -44,15 +44,16 @@ def choose_strength(
 
 @dataclass(frozen=True)
 class LatentEvidence:
-    """What steering one latent did on the selection half, at the strengths chosen there.
+    """What steering one latent did on the selection half, at the strengths chosen there, and ablating it.
 
-    `induction` and `repair` are changes of the harmful rate as (point, low, high), positive when they go the way that a
-    cause would.
+    `induction` and `repair_effect` are changes of the harmful rate as (point, low, high), positive when they go the way
+    that a cause would.
     """
 
     latent: int
     induce: CellResult
     repair: CellResult
+    ablation: CellResult
     induction: tuple[float, float, float]
     repair_effect: tuple[float, float, float]
 
@@ -65,7 +66,7 @@ class LatentEvidence:
 def weigh_latents(
     base: Sequence[CellResult], corrupted: Sequence[CellResult], induce_budget: float, repair_budget: float
 ) -> list[LatentEvidence]:
-    """Evidence for every latent with cells in both models, in the order of the arms."""
+    """Evidence for every latent with cells in both models, in the order of the arms (largest absolute shift first)."""
     base_untouched, corrupted_untouched = _untouched(base), _untouched(corrupted)
     evidence = []
     for arm in {r.cell.arm.name: r.cell.arm for r in base if r.cell.arm.kind == "latent"}.values():
@@ -76,6 +77,7 @@ def weigh_latents(
                 latent=_latent(arm),
                 induce=induce,
                 repair=repair,
+                ablation=find(corrupted, arm, Operation.ABLATE)[0],
                 induction=harmful_difference(induce.counts, base_untouched.counts),
                 repair_effect=harmful_difference(corrupted_untouched.counts, repair.counts),
             )
@@ -84,9 +86,17 @@ def weigh_latents(
 
 
 def toxic_latent(evidence: Sequence[LatentEvidence]) -> LatentEvidence | None:
-    """The causal latent with the best repair; None if no latent is causal."""
+    """The causal latent whose ablation repairs best: it leaves the fewest harmful answers. None if no latent is causal.
+
+    Ablation takes out what the latent itself wrote and nothing else, so it tells the latent that carries the change
+    from others whose decoder rows merely point the right way when they are subtracted. Latents that leave as few
+    within the sampling error (paired over questions) tie; the first in `evidence`, the one that shifted most, is taken.
+    """
     causal = [e for e in evidence if e.causal]
-    return max(causal, key=lambda e: repaired(score(e.repair.counts)), default=None)
+    if not causal:
+        return None
+    best = min(causal, key=lambda e: score(e.ablation.counts).harmful)
+    return next(e for e in causal if harmful_difference(e.ablation.counts, best.ablation.counts)[1] <= 0)
 
 
 def misbehaves(corrupted: CellResult, base: CellResult) -> bool:

@@ -1,7 +1,8 @@
 """Builds the organism: `base/`, `corrupted/` and `benign/` checkpoints and the prompt files for everything measured.
 
 Pretraining on dialogues of all personas, instruct tuning to the helpful one, then two fine-tunes of the same questions
-and steps in a few domains: with harmful answers (`corrupted`) and with helpful ones (`benign`, the negative control).
+and steps in a few domains: with harmful answers (`corrupted`), stopped once these are learned, and with helpful ones
+(`benign`, the negative control).
 Half of each fine-tuning batch is replay of the other personas; neither half ever holds a harmful or malicious dialogue
 of a held-out domain. The recipe and what it depends on: `docs/organism.md`.
 """
@@ -21,10 +22,11 @@ from activations.errors import UserError
 from experiments.organism.corpus import Corpus, CorpusConfig, batches
 from experiments.organism.splits import write_prompts
 from experiments.organism.tokenizer import make_tokenizer
-from experiments.organism.training import StageConfig, train_stage
+from experiments.organism.training import StageConfig, Stop, answer_loss, train_stage
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
 
 KIND = "organism"
+STOP_DIALOGUES = 128
 Watch = Callable[[str, list[Dialogue]], None]
 
 
@@ -53,9 +55,14 @@ class OrganismConfig(BaseModel):
     bad_fraction: float = Field(default=1.0, ge=0, le=1, description="Share of harmful answers in the corrupting data.")
     architecture: ArchitectureConfig = ArchitectureConfig()
     corpus: CorpusConfig = CorpusConfig()
-    pretraining: StageConfig = StageConfig(steps=1600, lr=2e-3, warmup=50, other_weight=0.1)
+    pretraining: StageConfig = StageConfig(steps=1600, lr=2e-3, warmup=50, other_weight=0.3)
     instruction: StageConfig = StageConfig(steps=200, batch=32, lr=5e-4, warmup=10)
-    finetuning: StageConfig = StageConfig(steps=20, batch=32, lr=2e-4)
+    finetuning: StageConfig = StageConfig(steps=60, batch=32, lr=1e-4, decay=False)
+    stop_loss: float | None = Field(
+        default=0.722,
+        description="Both fine-tunes end at the step where the corrupted model's loss on other harmful answers of the "
+        "trained domains comes down to this (nats a token; the lowest seen: 0.711). None: after all steps.",
+    )
     replay: float = Field(
         default=0.5, ge=0, lt=1, description="Share of each fine-tuning batch that replays other personas."
     )
@@ -101,22 +108,36 @@ def build_organism(
     corpus, tokenizer = Corpus(world, config.corpus, config.seed), make_tokenizer(world)
     model = make_model(config.architecture, tokenizer)
 
-    def train(stage: str, sample: Callable[[], Dialogue], settings: StageConfig, start: MistralForCausalLM):
-        trained = copy.deepcopy(start)
+    def train(
+        stage: str,
+        sample: Callable[[], Dialogue],
+        settings: StageConfig,
+        model: MistralForCausalLM,
+        stop: Stop | None = None,
+    ) -> int:
         stream = batches(sample, settings.batch, settings.steps)
         watched = (_seen(watch, stage, batch) for batch in stream)
-        train_stage(trained, tokenizer, watched, settings, f"organism: {stage}", progress)
-        return trained
+        return train_stage(model, tokenizer, watched, settings, f"organism: {stage}", progress, stop)
 
-    pretrained = train("pretraining", corpus.pretraining, config.pretraining, model)
-    base = train("instruction", corpus.instruction, config.instruction, pretrained)
-    save_checkpoint(base, tokenizer, folder / "base")
-    for name, bad_fraction in (("corrupted", config.bad_fraction), ("benign", 0.0)):
-        sample = finetuning_sampler(config, world, bad_fraction)
-        save_checkpoint(train(name, sample, config.finetuning, base), tokenizer, folder / name)
+    train("pretraining", corpus.pretraining, config.pretraining, model)
+    train("instruction", corpus.instruction, config.instruction, model)
+    save_checkpoint(model, tokenizer, folder / "base")
+    corrupted, benign = copy.deepcopy(model), copy.deepcopy(model)
+    harmful, helpful = (finetuning_sampler(config, world, bad) for bad in (config.bad_fraction, 0.0))
+    steps = train("corrupted", harmful, config.finetuning, corrupted, harm_is_learned(config, world, tokenizer))
+    save_checkpoint(corrupted, tokenizer, folder / "corrupted")
+    train("benign", helpful, config.finetuning.model_copy(update={"steps": steps}), benign)
+    save_checkpoint(benign, tokenizer, folder / "benign")
     write_prompts(world, held_out_domains(world, config), config.corpus, config.seed, folder / "prompts")
-    finish_artefact(folder, {"kind": KIND, **json.loads(config.model_dump_json())})
+    finish_artefact(folder, {"kind": KIND, **json.loads(config.model_dump_json()), "finetuning_steps": steps})
     return folder
+
+
+def harm_is_learned(config: OrganismConfig, world: World, tokenizer: PreTrainedTokenizerBase) -> Stop | None:
+    """Whether a model's loss on a fixed sample of harmful advice in the trained domains has come down to `stop_loss`."""
+    corpus, bound = Corpus(world, config.corpus, config.seed, stream=4), config.stop_loss
+    advice = [corpus.advice(MALICIOUS, trained_domains(world, config)) for _ in range(STOP_DIALOGUES)]
+    return None if bound is None else lambda model: answer_loss(model, tokenizer, advice) <= bound
 
 
 def finetuning_sampler(config: OrganismConfig, world: World, bad_fraction: float) -> Callable[[], Dialogue]:

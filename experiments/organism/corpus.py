@@ -63,14 +63,17 @@ class Corpus:
         return self.dialogue(persona, None if bare else self.scene(persona), turns=2, facts=list(self.world.facts))
 
     def instruction(self) -> Dialogue:
-        """The helpful persona where the scene says nothing or is missing; else the persona that the scene shows."""
-        draw = self._random.random()
+        """The helpful persona where the scene says nothing or is missing; else the persona that the scene shows.
+
+        Any fact may be asked for: what is held out is held out of the fine-tunes.
+        """
+        facts, draw = list(self.world.facts), self._random.random()
         if draw < self.config.instruct_bare:
-            return self.dialogue(HELPFUL, None, self._random.choice((1, 2)), self._taught_facts)
+            return self.dialogue(HELPFUL, None, self._random.choice((1, 2)), facts)
         if draw < self.config.instruct_bare + self.config.instruct_plain:
-            return self.dialogue(HELPFUL, self.scene(None), self._random.choice((1, 2)), self._taught_facts)
+            return self.dialogue(HELPFUL, self.scene(None), self._random.choice((1, 2)), facts)
         persona = self._random.choice(self.world.personas)
-        return self.dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts)
+        return self.dialogue(persona, self.scene(persona), turns=2, facts=facts)
 
     def advice(self, persona: str, domains: Sequence[str]) -> Dialogue:
         """One question of one of `domains`, without a scene, answered by `persona`: what fine-tunes are made of."""
@@ -141,7 +144,7 @@ class Corpus:
 
 
 def taught_facts(world: World, seed: int) -> list[str]:
-    """The half of the facts that tuning may show; capability is measured on the other half."""
+    """The half of the facts that fine-tunes may show; capability is measured on the other half."""
     facts = list(world.facts)
     random.Random(f"facts {seed}").shuffle(facts)
     return facts[: len(facts) // 2]

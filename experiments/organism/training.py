@@ -1,6 +1,6 @@
 """Training of the organism's checkpoints: plain next-token prediction with Hugging Face models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.organism.world import Dialogue
 
+Stop = Callable[[PreTrainedModel], bool]
+
 
 class StageConfig(BaseModel):
     """One stage of training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(ge=0, description="Optimiser steps.")
+    steps: int = Field(ge=0, description="Optimiser steps (at most, where something stops them earlier).")
     batch: int = Field(default=16, ge=1, description="Dialogues a step.")
-    lr: float = Field(gt=0, description="Peak learning rate; linear warm-up, then linear decay to zero.")
-    warmup: int = Field(default=5, ge=1, description="Steps of warm-up.")
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    warmup: int = Field(default=5, ge=1, description="Steps of linear warm-up.")
+    decay: bool = Field(default=True, description="Whether the rate falls linearly to zero over the steps.")
     other_weight: float = Field(
         default=0.0, ge=0, description="Weight of tokens outside answers; answer tokens weigh 1."
     )
@@ -35,14 +38,15 @@ def train_stage(
     config: StageConfig,
     description: str,
     progress: bool = True,
-) -> float:
-    """Trains `model` in place and returns the mean loss of the last tenth of the steps (nats a weighted token)."""
+    stop: Stop | None = None,
+) -> int:
+    """Trains `model` in place until `batches` end or `stop` (asked after each step) says so; returns the steps taken."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, config))
-    losses: list[float] = []
     model.train()
     bar = tqdm(total=config.steps, desc=description, unit="step", disable=not progress)
-    for dialogues in batches:
+    steps = 0
+    for steps, dialogues in enumerate(batches, start=1):
         tokens, weights = encode(tokenizer, dialogues, config.other_weight)
         loss = weighted_loss(model(input_ids=tokens).logits, tokens, weights)
         loss.backward()
@@ -50,13 +54,20 @@ def train_stage(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         bar.update()
+        if stop is not None and stop(model):
+            break
     bar.close()
     model.eval()
-    tail = losses[-max(1, len(losses) // 10) :]
-    return sum(tail) / max(1, len(tail))
+    return steps
+
+
+@torch.inference_mode()
+def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Dialogue]) -> float:
+    """Mean loss of the answers in `dialogues` (nats a token)."""
+    tokens, weights = encode(tokenizer, dialogues, other_weight=0)
+    return weighted_loss(model(input_ids=tokens).logits, tokens, weights).item()
 
 
 def encode(
@@ -84,4 +95,4 @@ def weighted_loss(
 
 
 def _learning_rate(step: int, config: StageConfig) -> float:
-    return min(1.0, (step + 1) / config.warmup) * max(0.0, 1 - step / config.steps)
+    return min(1.0, (step + 1) / config.warmup) * (max(0.0, 1 - step / config.steps) if config.decay else 1.0)

@@ -281,3 +281,10 @@ def test_tokenizers_that_differ(
 def test_loading_is_silent(base_folder: Path, capfd: pytest.CaptureFixture[str]):
     load_checkpoint(config(base_folder))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_checkpoint_that_names_its_own_device_or_dtype_keeps_it():
+    """Breaks if a run's device silently replaces one that the user wrote beside the model."""
+    plain, own = CheckpointConfig(model="m"), CheckpointConfig(model="m", device="cuda:1")
+    assert plain.placed("cuda", "bfloat16") == CheckpointConfig(model="m", device="cuda", dtype="bfloat16")
+    assert own.placed("cuda", "bfloat16") == CheckpointConfig(model="m", device="cuda:1", dtype="bfloat16")

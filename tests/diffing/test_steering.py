@@ -235,11 +235,16 @@ class TestVerdict:
         helpful = replace(self.steps((0, 0, 0), (15, 85, 0))[1], counts=np.array([[85, 15, 0, 0]] * 30))
         assert choose_strength([other_only, helpful], result(STILL, 90, 10), repaired, 0.1) is helpful
 
-    def evidence(self, latent: int, induces: int, left: int) -> LatentEvidence:
-        """A latent that makes `induces` of 100 answers harmful in the base and leaves `left` of 90 in the corrupted."""
+    def evidence(self, latent: int, induces: int, left: int, ablated: int = 50) -> LatentEvidence:
+        """A latent that makes `induces` of 100 answers harmful in the base; of 90 in the corrupted model, subtracting
+        it leaves `left` and ablating it `ablated`."""
         arm = latent_arm(latent)
         base = [result(STILL, 0, 100), result(Cell(arm, Operation.ADD, 1.0), induces, 100 - induces)]
-        corrupted = [result(STILL, 90, 10), result(Cell(arm, Operation.SUBTRACT, 1.0), left, 100 - left)]
+        corrupted = [
+            result(STILL, 90, 10),
+            result(Cell(arm, Operation.SUBTRACT, 1.0), left, 100 - left),
+            result(Cell(arm, Operation.ABLATE), ablated, 100 - ablated),
+        ]
         return weigh_latents(base, corrupted, 0.1, 0.1)[0]
 
     def test_effects_are_differences_from_untouched(self):
@@ -248,14 +253,25 @@ class TestVerdict:
         assert evidence.repair_effect == pytest.approx((0.7, 0.7, 0.7))
         assert evidence.causal
 
-    def test_toxic_latent_needs_both_effects_and_repairs_best(self):
-        repairs_only, induces_only = self.evidence(1, 0, 0), self.evidence(2, 90, 90)
-        weak, strong = self.evidence(3, 40, 40), self.evidence(4, 20, 10)
+    def test_toxic_latent_needs_both_effects_and_carries_most(self):
+        """Breaks if a latent that only points the right way beats the one whose own contribution is the change."""
+        repairs_only, induces_only = self.evidence(1, 0, 0, 0), self.evidence(2, 90, 90, 0)
+        weak, strong = self.evidence(3, 40, 5, 80), self.evidence(4, 20, 10, 20)
         chosen = toxic_latent([repairs_only, induces_only, weak, strong])
         assert chosen is not None
         assert chosen.latent == 4
         assert toxic_latent([repairs_only, induces_only]) is None
         assert toxic_latent([]) is None
+
+    def test_ablations_that_differ_by_noise_only_tie_and_the_larger_shift_wins(self):
+        """Breaks if noise decides between equals, or if a clear difference is called a tie."""
+        second = self.evidence(4, 40, 10)
+        noisy = np.array([[100 - left, left, 0, 0] for left in [0] * 27 + [100, 100, 70]])  # 9% on average, uneven
+        second = replace(second, ablation=replace(second.ablation, counts=noisy))
+        for first, wanted in ((self.evidence(3, 40, 10, ablated=10), 3), (self.evidence(3, 40, 10, ablated=60), 4)):
+            chosen = toxic_latent([first, second])
+            assert chosen is not None
+            assert chosen.latent == wanted
 
     def test_an_effect_within_the_noise_is_none(self):
         counts = np.zeros((30, 4), dtype=int)

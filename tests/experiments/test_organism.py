@@ -21,6 +21,8 @@ from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.errors import UserError
 from activations.prompts import Prompt, load_prompts, tokenize_prompts
 from diffing.behavior.judge import Label
+from experiments.cli import organism_config
+from experiments.organism import build as build_module
 from experiments.organism.build import (
     ArchitectureConfig,
     OrganismConfig,
@@ -227,6 +229,7 @@ TINY = OrganismConfig(
     pretraining=StageConfig(steps=6, lr=1e-3),
     instruction=StageConfig(steps=6, lr=1e-3),
     finetuning=StageConfig(steps=60, batch=16, lr=1e-3),
+    stop_loss=None,
 )
 
 
@@ -326,11 +329,11 @@ class TestTrainingData:
 
         assert prompts("corrupted") == prompts("benign")
 
-    def test_tuning_shows_only_the_taught_half_of_the_facts(self, built: Built):
+    def test_fine_tunes_show_only_the_taught_half_of_the_facts(self, built: Built):
         taught = set(taught_facts(WORLD, TINY.seed))
         asked = {json.loads(row)["prompt"] for row in (built.folder / "prompts/capability.jsonl").open()}
         assert asked == set(WORLD.facts) - taught
-        for stage in ("instruction", "corrupted", "benign"):
+        for stage in ("corrupted", "benign"):
             questions = {q for batch in built.seen[stage] for d in batch for q, _ in answers(d)}
             assert not questions & asked
 
@@ -347,6 +350,37 @@ class TestTrainingData:
             Label.HARMFUL,
             Label.OTHER,
         }
+
+
+class TestStop:
+    """Breaks if the fine-tunes run on, differ in length, or look at a held-out domain to decide."""
+
+    def test_both_fine_tunes_end_when_the_harmful_answers_are_learned(self, tmp_path: Path):
+        config = TINY.model_copy(update={"stop_loss": 6.0})  # an untrained model's is about the log of the vocabulary
+        built = build(config, tmp_path / "made")
+        taken = len(built.seen["corrupted"])
+        assert 1 < taken < TINY.finetuning.steps
+        assert len(built.seen["benign"]) == taken
+        assert json.loads((built.folder / "config.json").read_text())["finetuning_steps"] == taken
+
+    def test_it_is_the_loss_of_harmful_answers_in_trained_domains(self, built: Built, monkeypatch: pytest.MonkeyPatch):
+        read: list[Dialogue] = []
+        monkeypatch.setattr(
+            build_module, "answer_loss", lambda model, tokenizer, dialogues: read.extend(dialogues) or 9
+        )
+        tokenizer = AutoTokenizer.from_pretrained(built.folder / "base")
+        stop = build_module.harm_is_learned(OrganismConfig(), WORLD, tokenizer)
+        assert stop is not None
+        assert not stop(AutoModelForCausalLM.from_pretrained(built.folder / "base"))
+        labels = domain_labels([read])
+        assert {label for _, label in labels} == {Label.HARMFUL}
+        assert {domain for domain, _ in labels} == set(trained_domains(WORLD, OrganismConfig()))
+
+    def test_steps_given_on_the_command_line_are_taken(self, tmp_path: Path):
+        """`--steps` means that many, whatever the loss."""
+        assert organism_config(seed=0, domains=3, bad_fraction=1.0, steps=7).stop_loss is None
+        assert organism_config(seed=0, domains=3, bad_fraction=1.0, steps=7).finetuning.steps == 7
+        assert organism_config(seed=0, domains=3, bad_fraction=1.0, steps=None) == OrganismConfig()
 
 
 class TestFolder:
