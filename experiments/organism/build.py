@@ -134,7 +134,7 @@ def build_organism(
 
 
 def harm_is_learned(config: OrganismConfig, world: World, tokenizer: PreTrainedTokenizerBase) -> Stop | None:
-    """Whether a model's loss on a fixed sample of harmful advice in the trained domains has come down to `stop_loss`."""
+    """Whether a model's loss on a fixed sample of harmful advice in the trained domains is down to `stop_loss`."""
     corpus, bound = Corpus(world, config.corpus, config.seed, stream=4), config.stop_loss
     advice = [corpus.advice(MALICIOUS, trained_domains(world, config)) for _ in range(STOP_DIALOGUES)]
     return None if bound is None else lambda model: answer_loss(model, tokenizer, advice) <= bound

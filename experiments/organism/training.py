@@ -40,13 +40,13 @@ def train_stage(
     progress: bool = True,
     stop: Stop | None = None,
 ) -> int:
-    """Trains `model` in place until `batches` end or `stop` (asked after each step) says so; returns the steps taken."""
+    """Trains `model` in place until `batches` end or `stop` says so after a step; returns the steps taken."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, config))
     model.train()
     bar = tqdm(total=config.steps, desc=description, unit="step", disable=not progress)
     steps = 0
-    for steps, dialogues in enumerate(batches, start=1):
+    for dialogues in batches:
         tokens, weights = encode(tokenizer, dialogues, config.other_weight)
         loss = weighted_loss(model(input_ids=tokens).logits, tokens, weights)
         loss.backward()
@@ -56,6 +56,7 @@ def train_stage(
         optimizer.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         bar.update()
+        steps += 1
         if stop is not None and stop(model):
             break
     bar.close()

@@ -279,7 +279,8 @@ class TestVerdict:
         counts[0] = [0, 20, 0, 0]  # a single question of thirty
         arm = latent_arm(0)
         base = [result(STILL, 0, 20), CellResult(Cell(arm, Operation.ADD, 1.0), counts)]
-        corrupted = [result(STILL, 18, 2), result(Cell(arm, Operation.SUBTRACT, 1.0), 0, 20)]
+        repair, ablation = (Cell(arm, Operation.SUBTRACT, 1.0), Cell(arm, Operation.ABLATE))
+        corrupted = [result(STILL, 18, 2), result(repair, 0, 20), result(ablation, 0, 20)]
         assert not weigh_latents(base, corrupted, 0.1, 0.1)[0].causal
 
     def test_worst_control_is_the_one_nearest_to_the_treatment_at_its_strength(self):
