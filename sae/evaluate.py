@@ -71,7 +71,7 @@ class CrossEntropy:
 class SAEMetrics(Reconstruction, CrossEntropy):
     """Both: see `Reconstruction` and `CrossEntropy`."""
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, int | float]:
         return asdict(self)
 
 

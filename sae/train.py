@@ -22,7 +22,7 @@ from sae.sparse import ActiveLatents, sparse_decode, topk_encode
 if TYPE_CHECKING:
     from sae_lens import TopKSAE
 
-Log = Callable[[dict[str, float]], None]
+Log = Callable[[dict[str, int | float]], None]
 LOG_EVERY = 50
 
 
@@ -267,7 +267,7 @@ class _Trainer:
         self.tokens += len(x)
         return losses
 
-    def metrics(self, x: Tensor, losses: Losses, step: int) -> dict[str, float]:
+    def metrics(self, x: Tensor, losses: Losses, step: int) -> dict[str, int | float]:
         loss = losses.total.item()
         if not loss < float("inf"):
             raise UserError(

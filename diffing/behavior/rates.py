@@ -30,7 +30,7 @@ class BehaviorScores:
     coherent: float
     em_conditional: float
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, int | float]:
         return asdict(self)
 
 
@@ -58,7 +58,9 @@ def score(counts: LabelCounts, seed: int = 0) -> BehaviorScores:
     )
 
 
-def harmful_difference(first: LabelCounts, second: LabelCounts, seed: int = 0) -> tuple[float, float, float]:
+def harmful_difference(
+    first: LabelCounts, second: Int[np.ndarray, "_ label"], seed: int = 0
+) -> tuple[float, float, float]:
     """`harmful(first) - harmful(second)` on the same questions: point, low, high (questions resampled in pairs).
 
     Raises:
