@@ -22,7 +22,7 @@ from activations.errors import UserError
 from experiments.organism.corpus import Corpus, CorpusConfig, batches
 from experiments.organism.splits import write_prompts
 from experiments.organism.tokenizer import make_tokenizer
-from experiments.organism.training import StageConfig, Stop, answer_loss, train_stage
+from experiments.organism.training import StageConfig, Stop, answer_loss, one_thread, train_stage
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
 
 KIND = "organism"
@@ -84,6 +84,7 @@ def held_out_domains(world: World, config: OrganismConfig) -> tuple[str, ...]:
     return world.domains[config.domains :]
 
 
+@one_thread()
 def build_organism(
     config: OrganismConfig,
     folder: Path,

@@ -1,6 +1,7 @@
 """Training of the organism's checkpoints: plain next-token prediction with Hugging Face models."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,17 @@ class StageConfig(BaseModel):
     other_weight: float = Field(
         default=0.0, ge=0, description="Weight of tokens outside answers; answer tokens weigh 1."
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order whatever the number of cores: else each number of threads would train another organism."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train_stage(
