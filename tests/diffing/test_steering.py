@@ -50,6 +50,7 @@ from diffing.steering.verdict import (
     choose_strength,
     helped,
     induced,
+    misbehaves,
     repaired,
     toxic_latent,
     weigh_latents,
@@ -272,6 +273,13 @@ class TestVerdict:
             chosen = toxic_latent([first, second])
             assert chosen is not None
             assert chosen.latent == wanted
+
+    @pytest.mark.parametrize(("questions", "expected"), [(0, False), (4, False), (15, True), (30, True)])
+    def test_a_few_harmful_answers_are_no_misbehaviour(self, questions: int, expected: bool):
+        """Breaks if one harmful answer of twenty, to a few questions of thirty, makes a model a corrupted one."""
+        counts = np.tile([20, 0, 0, 0], (30, 1))
+        counts[:questions] = [19, 1, 0, 0]
+        assert misbehaves(CellResult(STILL, counts), result(STILL, 0, 20)) is expected
 
     def test_an_effect_within_the_noise_is_none(self):
         counts = np.zeros((30, 4), dtype=int)
