@@ -26,14 +26,12 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_tree_names_what_exists() -> None:
     tree = README.split("## The tree")[1].split("```")[1]
-    folder = ROOT
+    folders = [ROOT]
     for line in tree.strip().splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            folder = ROOT / name
-            assert folder.is_dir(), name
-        else:
-            assert (folder / name).exists(), f"{folder.name}/{name}"
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        path = folders[depth] / name
+        assert path.exists(), path
+        folders[depth + 1 :] = [path]
 
 
 def test_commands_exist() -> None:
