@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -77,6 +78,11 @@ def harmful_difference(
 
 
 def _resampled_rate(counts: LabelCounts, label: Label, seed: int) -> Float[np.ndarray, "replicate"]:
-    questions = len(counts)
-    weights = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), size=REPLICATES)
+    weights = _resamples(len(counts), seed)
     return (weights @ counts[:, list(Label).index(label)]) / (weights @ counts.sum(1))
+
+
+@cache
+def _resamples(questions: int, seed: int) -> Int[np.ndarray, "replicate question"]:
+    """How often each question is drawn in each replicate; the same for every arm, so it is drawn once."""
+    return np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), size=REPLICATES)

@@ -136,9 +136,12 @@ def build_organism(
 
 def harm_is_learned(config: OrganismConfig, world: World, tokenizer: PreTrainedTokenizerBase) -> Stop | None:
     """Whether a model's loss on a fixed sample of harmful advice in the trained domains is down to `stop_loss`."""
-    corpus, bound = Corpus(world, config.corpus, config.seed, stream=4), config.stop_loss
+    bound = config.stop_loss
+    if bound is None:
+        return None
+    corpus = Corpus(world, config.corpus, config.seed, stream=4)
     advice = [corpus.advice(MALICIOUS, trained_domains(world, config)) for _ in range(STOP_DIALOGUES)]
-    return None if bound is None else lambda model: answer_loss(model, tokenizer, advice) <= bound
+    return lambda model: answer_loss(model, tokenizer, advice) <= bound
 
 
 def finetuning_sampler(config: OrganismConfig, world: World, bad_fraction: float) -> Callable[[], Dialogue]:
