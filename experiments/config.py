@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from activations.checkpoint import CheckpointConfig
 from activations.errors import UserError
 from diffing.behavior.sampling import SamplingConfig
+from diffing.positions import POSITIONS_HELP, Positions
 from diffing.ranking.rank import RankingConfig
 from experiments.organism.build import OrganismConfig
 from experiments.stories.finetune import FinetuneConfig
@@ -67,9 +68,11 @@ class DirectionsConfig(_Config):
         default="malicious - others", description="The direction that latents are compared with first."
     )
     steer: str = Field(default="malicious - helpful", description="The direction that is steered with.")
-    positions: Literal["last_prompt", "prompt", "answer"] = Field(
-        default="last_prompt", description="Positions averaged within each prompt."
+    positions: Positions = Field(
+        default="last_prompt",
+        description=f"Positions averaged within each prompt, for the comparison with latents: {POSITIONS_HELP}.",
     )
+    steer_positions: Positions = Field(default="last_prompt", description="The same for the direction steered with.")
 
 
 class SteeringConfig(_Config):

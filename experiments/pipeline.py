@@ -11,7 +11,7 @@ from activations.artefact import finish_artefact, read_config
 from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
 from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for, harvest
 from activations.prompt_files import load_prompts
-from activations.prompts import Role, TokenBatch, tokenize_prompts
+from activations.prompts import TokenBatch, tokenize_prompts
 from activations.source import ActivationSource
 from diffing import FeatureRanking
 from diffing.behavior.capability import exact_match
@@ -19,6 +19,7 @@ from diffing.behavior.judge import Judge, PatternJudge
 from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.positions import Positions
 from diffing.ranking.examples import LatentExample, load_examples, save_examples, top_examples
 from diffing.ranking.rank import rank_latents
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
@@ -36,7 +37,6 @@ from sae.evaluate import SAEMetrics, evaluate_sae
 from sae.storage import load_sae, require_fit, save_sae
 from sae.train import train_sae
 
-_POSITIONS = {"last_prompt": (Role.LAST_PROMPT,), "prompt": (Role.PROMPT, Role.LAST_PROMPT), "answer": (Role.ANSWER,)}
 SAE_SAMPLE_ROWS = 65536
 Stores = dict[tuple[str, str], ActivationSource]  # by (model, prompts)
 
@@ -76,9 +76,10 @@ def run(
         sae = obtain_sae(config, models[BASE], stores, out, tracker, progress)
         metrics = measure_sae(config, sae, models[BASE], stores, prompts, out, progress)
         directions = find_directions(config, stores, out)
+        steered = find_steered_directions(config, stores, out)
         rankings = rank(config, sae, stores, directions, out)
         examples = collect_examples(config, sae, models[BASE], stores, rankings[CORRUPTED], out)
-        proofs = prove_by_steering(config, sae, models, stores, directions, rankings, out, progress)
+        proofs = prove_by_steering(config, sae, models, stores, steered, rankings, out, progress)
         capability = measure_capability(config, models, out)
         results = Results(config, metrics, rankings, directions, proofs, capability)
         summary = write_results(results, sae, examples, out, tracker)
@@ -242,23 +243,39 @@ def measure_sae(
 
 
 def find_directions(config: RunConfig, stores: Stores, out: RunFolder) -> dict[str, PersonaDirections]:
-    """Dense persona directions of base and corrupted model, from contrastive prompts."""
-    if config.directions is None:
+    """Dense persona directions of base and corrupted model: those that latents are compared with."""
+    settings = config.directions
+    if settings is None:
         return {}
-    settings, found = config.directions, {}
+    return _extract(config, settings.positions, settings.direction, "directions", stores, out)
+
+
+def find_steered_directions(config: RunConfig, stores: Stores, out: RunFolder) -> dict[str, PersonaDirections]:
+    """The same at the positions from which the model is steered best: those that are steered with."""
+    settings = config.directions
+    if settings is None or config.steering is None:
+        return {}
+    return _extract(config, settings.steer_positions, settings.steer, "steered_directions", stores, out)
+
+
+def _extract(
+    config: RunConfig, positions: Positions, named: str, kind: str, stores: Stores, out: RunFolder
+) -> dict[str, PersonaDirections]:
+    """Directions of base and corrupted model at `positions`; `named` must be among them."""
+    assert config.directions is not None
+    reference, found = config.directions.reference, {}
     for role in (BASE, CORRUPTED):
         personas = {p: stores[role, f"persona_{p}"] for p in config.prompts.personas}
-        folder = out.folder / "directions" / role
+        folder = out.folder / kind / role
 
         def build(personas=personas, folder=folder) -> PersonaDirections:
-            roles = _POSITIONS[settings.positions]
-            made = extract_directions(personas, settings.reference, config.hook, roles)
+            made = extract_directions(personas, reference, config.hook, positions)
             made.save(folder, _parents(**personas), overwrite=True)
             return made
 
-        found[role] = out.stage(f"directions {role}", build, folder, lambda f=folder: PersonaDirections.load(f))
-        for name in (settings.direction, settings.steer):
-            found[role].unit(name)  # an unknown name ends the run here, not after an hour of steering
+        title = f"{kind.replace('_', ' ')} {role}"
+        found[role] = out.stage(title, build, folder, lambda f=folder: PersonaDirections.load(f))
+        found[role].unit(named)  # an unknown name ends the run here, not after an hour of steering
     return found
 
 
@@ -327,7 +344,7 @@ def prove_by_steering(
     sae: SAE,
     models: Mapping[str, Checkpoint],
     stores: Stores,
-    directions: Mapping[str, PersonaDirections],
+    steered: Mapping[str, PersonaDirections],
     rankings: Mapping[str, FeatureRanking],
     out: RunFolder,
     progress: bool,
@@ -347,7 +364,7 @@ def prove_by_steering(
     selection, reporting = _half("selection", files.selection), _half("reporting", files.reporting)
     named = config.directions.steer if config.directions else ""
     mean = activations.mean(0)
-    dense = [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in directions.items()]
+    dense = [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in steered.items()]
     grid = ProofConfig(settings.strengths, settings.induce_budget, settings.repair_budget)
 
     def build(role: str) -> Proof:

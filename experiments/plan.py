@@ -226,7 +226,7 @@ def _stages(config: RunConfig) -> Iterator[str]:
     yield f"train the SAE: {train.latents} latents, k={train.k} -> sae/" if train else f"load SAE {config.sae.source}"
     yield "evaluate the SAE on held-out text -> sae_metrics/"
     if config.directions is not None:
-        yield f"persona directions, led by {config.directions.direction} -> directions/"
+        yield f"persona directions, led by {config.directions.direction} -> directions/, steered_directions/"
     yield f"rank latents by shift over {config.ranking.positions} positions, with top examples -> ranking/"
     if config.steering is not None:
         yield f"steer the top {config.steering.top} latents, directions and controls -> steering/"

@@ -1,6 +1,6 @@
 """Dense persona directions from contrastive prompts (Chen et al. 2025, arXiv 2507.21509, and the like)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -8,14 +8,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from activations.errors import UserError
-from activations.prompts import Role
 from activations.source import ActivationSource
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.positions import Positions
 from diffing.ranking.statistics import activation_means
 
 
 def extract_directions(
-    stores: Mapping[str, ActivationSource], reference: str, hook: str, roles: Collection[Role]
+    stores: Mapping[str, ActivationSource], reference: str, hook: str, positions: Positions
 ) -> PersonaDirections:
     """Two directions for each persona: against `reference` and against the mean of all others.
 
@@ -27,14 +27,14 @@ def extract_directions(
             together (same question, another persona).
         reference: The persona that all others are compared with.
         hook: Hook point of the activations.
-        roles: Positions that enter each prompt's mean.
+        positions: Those that enter each prompt's mean.
 
     Raises:
         UserError: if `reference` has no store, or a persona has another number of prompts.
     """
     if reference not in stores:
         raise UserError(f"No activations of the reference '{reference}'; there are: {', '.join(sorted(stores))}.")
-    means = {persona: activation_means(store, hook, roles) for persona, store in stores.items()}
+    means = {persona: activation_means(store, hook, positions) for persona, store in stores.items()}
     vectors = {
         f"{persona} - {reference}": _paired_difference(means[persona], means[reference], persona)
         for persona in stores
@@ -44,22 +44,21 @@ def extract_directions(
         for persona in stores:
             others = np.mean([means[other] for other in stores if other != persona], axis=0)
             vectors[f"{persona} - others"] = _paired_difference(means[persona], others, persona)
-    names = sorted(Role(role).name for role in roles)
-    return PersonaDirections(vectors, hook, {"reference": reference, "roles": names})
+    return PersonaDirections(vectors, hook, {"reference": reference, "positions": positions})
 
 
 def mean_direction(
-    positive: ActivationSource, negative: ActivationSource, hook: str, roles: Collection[Role]
+    positive: ActivationSource, negative: ActivationSource, hook: str, positions: Positions
 ) -> Float[Tensor, "d_model"]:
     """Mean over prompts of (mean residual on the positive prompt - same on the negative prompt with the same index).
 
-    Every prompt counts alike whatever its length. A pair in which either prompt has no position of these roles is left
+    Every prompt counts alike whatever its length. A pair in which either prompt has none of these positions is left
     out. Summed in float64, returned in float32, the type of the activations that it will be added to.
 
     Raises:
         UserError: if the stores do not hold the same number of prompts, or no pair is left.
     """
-    means = [activation_means(store, hook, roles) for store in (positive, negative)]
+    means = [activation_means(store, hook, positions) for store in (positive, negative)]
     return _paired_difference(*means, name="positive")
 
 

@@ -12,9 +12,10 @@ from sae_lens import SAE
 from transformers import PreTrainedTokenizerBase
 
 from activations.artefact import finish_artefact, read_config, read_json, write_json
-from activations.prompts import NON_SPECIAL, Role
+from activations.prompts import Role
 from activations.source import ActivationSource
-from diffing.ranking.statistics import RowIndex, RowMask, encoded_rows, has_role
+from diffing.positions import RowIndex, RowMask, rows_at
+from diffing.ranking.statistics import encoded_rows
 
 KIND = "latent_examples"
 _FILE = "examples.json"
@@ -125,7 +126,7 @@ def _prompt_peaks(
     sae: SAE, store: ActivationSource, hook: str, latents: Sequence[int]
 ) -> Float32[np.ndarray, "prompt latent"]:
     peaks = np.zeros((len(store.prompt_ids), len(latents)), dtype=np.float32)
-    for _, encoded, index in encoded_rows(sae, store, hook, has_role(NON_SPECIAL)):
+    for _, encoded, index in encoded_rows(sae, store, hook, rows_at("all", store)):
         np.maximum.at(peaks, index["prompt"], encoded[:, list(latents)].float().cpu().numpy())
     return peaks
 

@@ -5,8 +5,6 @@ the default (as in BLOCK-EM, arXiv 2602.00767). The means of single prompts are 
 than short ones, and prompts are the units of the paired t and of the bootstrap.
 """
 
-from typing import Literal
-
 import numpy as np
 import pandas as pd
 import torch
@@ -15,19 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sae_lens import SAE
 
 from activations.errors import UserError
-from activations.prompts import NON_SPECIAL, Role
 from activations.source import ActivationSource
 from diffing.directions.geometry import cosines
+from diffing.positions import POSITIONS_HELP, Positions
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.statistics import LatentMeans, benjamini_hochberg, bootstrap_interval, paired_t, prompt_means
-
-Positions = Literal["prompt", "last_prompt", "answer", "all"]
-POSITION_ROLES: dict[Positions, tuple[Role, ...]] = {
-    "prompt": (Role.PROMPT, Role.LAST_PROMPT),
-    "last_prompt": (Role.LAST_PROMPT,),
-    "answer": (Role.ANSWER,),
-    "all": NON_SPECIAL,
-}
 
 
 class RankingConfig(BaseModel):
@@ -35,11 +25,7 @@ class RankingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    positions: Positions = Field(
-        default="prompt",
-        description="Token positions that are averaged: prompt (with the assistant header), last_prompt, answer or all "
-        "of them; special tokens never are.",
-    )
+    positions: Positions = Field(default="prompt", description=f"Token positions that are averaged: {POSITIONS_HELP}.")
     bootstrap: int = Field(default=2000, ge=1, description="Bootstrap replicates over prompts for the intervals.")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="Coverage of the bootstrap intervals.")
     seed: int = Field(default=0, ge=0, description="Seed of the bootstrap.")
@@ -74,8 +60,7 @@ def rank_latents(
     """
     stores = {"base": base, "corrupted": corrupted} | ({"benign": benign} if benign is not None else {})
     _require_same_tokens(stores)
-    roles = POSITION_ROLES[config.positions]
-    means = {model: prompt_means(sae, store, hook, roles, progress) for model, store in stores.items()}
+    means = {model: prompt_means(sae, store, hook, config.positions, progress) for model, store in stores.items()}
     used = _prompts_with_rows(means["base"], config.positions)
 
     shifts = _paired_columns(means["base"], means["corrupted"], used, config)

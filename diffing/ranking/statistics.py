@@ -4,23 +4,20 @@ The prompt is the independent unit everywhere (tokens of one prompt are not). Su
 store streams by, so memory grows with prompts x latents and never with tokens.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float, Float64, Int
 from sae_lens import SAE
 from scipy.special import stdtr
 from torch import Tensor
 from tqdm import tqdm
 
 from activations.errors import UserError
-from activations.prompts import Role
 from activations.source import ActivationSource
-
-RowIndex = Mapping[str, np.ndarray]
-RowMask = Bool[np.ndarray, "rows"]
+from diffing.positions import Positions, RowIndex, RowMask, rows_at
 
 # Values (rows x latents, or replicates x latents) held at once; bounds memory for SAEs with many latents.
 _BLOCK_VALUES = 2**24
@@ -63,9 +60,9 @@ class _PromptSums:
 
 
 def prompt_means(
-    sae: SAE, store: ActivationSource, hook: str, roles: Collection[Role], progress: bool = False
+    sae: SAE, store: ActivationSource, hook: str, positions: Positions, progress: bool = False
 ) -> LatentMeans:
-    """Statistics of every latent over the rows of `store` whose role is in `roles`, in one pass.
+    """Statistics of every latent at these positions of `store`, in one pass.
 
     Raises:
         UserError: if the SAE's d_model is not that of the stored activations.
@@ -75,7 +72,7 @@ def prompt_means(
     activation = _PromptSums(len(store.prompt_ids), store.d_model(hook), device)
     active = torch.zeros(latents, dtype=torch.int64, device=device)
     maximum = torch.zeros(latents, dtype=sae.W_dec.dtype, device=device)
-    for inputs, encoded, index in encoded_rows(sae, store, hook, has_role(roles), progress):
+    for inputs, encoded, index in encoded_rows(sae, store, hook, rows_at(positions, store), progress):
         activity.add(encoded, index["prompt"])
         activation.add(inputs, index["prompt"])
         active += (encoded > 0).sum(0)
@@ -89,22 +86,14 @@ def prompt_means(
     )
 
 
-def activation_means(
-    store: ActivationSource, hook: str, roles: Collection[Role]
-) -> Float64[np.ndarray, "prompt d_model"]:
+def activation_means(store: ActivationSource, hook: str, positions: Positions) -> Float64[np.ndarray, "prompt d_model"]:
     """Mean stored activation over the chosen positions of each prompt; NaN where a prompt has none."""
     sums = _PromptSums(len(store.prompt_ids), store.d_model(hook), torch.device("cpu"))
-    keep = has_role(roles)
+    keep = rows_at(positions, store)
     for activations, index in store.chunks(hook):
         mask = keep(index)
         sums.add(activations[torch.from_numpy(mask)], index["prompt"][mask])
     return sums.means()
-
-
-def has_role(roles: Collection[Role]) -> Callable[[RowIndex], RowMask]:
-    """The row filter that keeps positions with one of these roles."""
-    wanted = [int(role) for role in roles]
-    return lambda index: np.isin(index["role"], wanted)
 
 
 def encoded_rows(

@@ -14,7 +14,7 @@ from diffing.directions.extract import extract_directions, mean_direction
 from diffing.directions.geometry import cosine_matrix, cosines, rebuild
 from diffing.directions.persona_directions import PersonaDirections
 
-PROMPT = (Role.PROMPT, Role.LAST_PROMPT)
+PROMPT_ROLES = (Role.PROMPT, Role.LAST_PROMPT)
 
 
 def random_rows(rows: int, seed: int, d_model: int = D_MODEL) -> torch.Tensor:
@@ -28,17 +28,17 @@ def test_mean_direction_weighs_prompts_alike(tmp_path: Path) -> None:
     expected = {
         name: torch.stack(
             [
-                r[torch.from_numpy(np.isin(roles, PROMPT))].double().mean(0)
+                r[torch.from_numpy(np.isin(roles, PROMPT_ROLES))].double().mean(0)
                 for r, roles in zip(rows[name], batch.roles, strict=True)
             ]
         ).mean(0)
         for name, batch in batches.items()
     }
-    direction = mean_direction(stores["positive"], stores["negative"], HOOK, PROMPT)
+    direction = mean_direction(stores["positive"], stores["negative"], HOOK, "prompt")
     assert direction.dtype == torch.float32
     torch.testing.assert_close(direction.double(), expected["positive"] - expected["negative"], atol=1e-7, rtol=1e-6)
-    torch.testing.assert_close(direction, -mean_direction(stores["negative"], stores["positive"], HOOK, PROMPT))
-    assert not mean_direction(stores["positive"], stores["positive"], HOOK, PROMPT).any()
+    torch.testing.assert_close(direction, -mean_direction(stores["negative"], stores["positive"], HOOK, "prompt"))
+    assert not mean_direction(stores["positive"], stores["positive"], HOOK, "prompt").any()
 
 
 def test_pairs_without_an_answer_are_left_out_on_both_sides(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_pairs_without_an_answer_are_left_out_on_both_sides(tmp_path: Path) -> N
         [(positive[i] - negative[i])[torch.from_numpy(batch.roles[i] == Role.ANSWER)].mean(0) for i in answered]
     ).mean(0)
     direction = mean_direction(
-        write_store(tmp_path / "p", batch, positive), write_store(tmp_path / "n", batch, negative), HOOK, (Role.ANSWER,)
+        write_store(tmp_path / "p", batch, positive), write_store(tmp_path / "n", batch, negative), HOOK, "answer"
     )
     torch.testing.assert_close(direction, expected)
 
@@ -60,27 +60,27 @@ def test_unequal_numbers_of_prompts_are_refused(tmp_path: Path) -> None:
         write_store(tmp_path / str(n), ragged_batch(n), random_activations(ragged_batch(n), seed=0)) for n in (3, 4)
     ]
     with pytest.raises(UserError, match="3 and those they are compared with 4"):
-        mean_direction(stores[0], stores[1], HOOK, PROMPT)
+        mean_direction(stores[0], stores[1], HOOK, "prompt")
 
 
 def test_directions_of_every_persona(tmp_path: Path) -> None:
     batch = ragged_batch(5)
     personas = ("helpful", "malicious", "sarcastic")
     stores = {p: write_store(tmp_path / p, batch, random_activations(batch, seed=i)) for i, p in enumerate(personas)}
-    directions = extract_directions(stores, "helpful", HOOK, PROMPT)
+    directions = extract_directions(stores, "helpful", HOOK, "prompt")
     against_helpful = ["malicious - helpful", "sarcastic - helpful"]
     assert list(directions.vectors) == [*against_helpful, *(f"{p} - others" for p in personas)]
     # The mean of the two differences from the other personas is the difference from their mean.
-    others = [mean_direction(stores["malicious"], stores[p], HOOK, PROMPT) for p in ("helpful", "sarcastic")]
+    others = [mean_direction(stores["malicious"], stores[p], HOOK, "prompt") for p in ("helpful", "sarcastic")]
     torch.testing.assert_close(directions.vectors["malicious - others"], (others[0] + others[1]) / 2)
-    two = extract_directions({p: stores[p] for p in personas[:2]}, "helpful", HOOK, PROMPT)
+    two = extract_directions({p: stores[p] for p in personas[:2]}, "helpful", HOOK, "prompt")
     assert list(two.vectors) == ["malicious - helpful"]
-    expected = mean_direction(stores["malicious"], stores["helpful"], HOOK, PROMPT)
+    expected = mean_direction(stores["malicious"], stores["helpful"], HOOK, "prompt")
     assert torch.equal(directions.vectors["malicious - helpful"], expected)
     assert directions.hook == HOOK
-    assert directions.config == {"reference": "helpful", "roles": ["LAST_PROMPT", "PROMPT"]}
+    assert directions.config == {"reference": "helpful", "positions": "prompt"}
     with pytest.raises(UserError, match="reference 'kind'"):
-        extract_directions(stores, "kind", HOOK, PROMPT)
+        extract_directions(stores, "kind", HOOK, "prompt")
 
 
 def test_save_then_load_is_bit_equal(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 from small_stores import D_MODEL, HOOK, LATENTS, ragged_batch, random_activations, tiny_sae, write_store
 
 from activations.errors import UserError
-from activations.prompts import NON_SPECIAL, Role
+from activations.prompts import Role
+from diffing.positions import POSITION_ROLES, PROMPT_END, Positions
 from diffing.ranking import statistics
-from diffing.ranking.rank import POSITION_ROLES, Positions
 from diffing.ranking.statistics import (
     activation_means,
     benjamini_hochberg,
@@ -21,13 +21,20 @@ from diffing.ranking.statistics import (
 )
 
 
-@pytest.mark.parametrize("positions", ["prompt", "last_prompt", "answer", "all"])
+def positions_of(roles: np.ndarray, positions: Positions) -> np.ndarray:
+    chosen = np.flatnonzero(np.isin(roles, POSITION_ROLES[positions]))
+    if positions == "prompt_end":
+        chosen = chosen[chosen > np.flatnonzero(roles == Role.LAST_PROMPT) - PROMPT_END]
+    return chosen
+
+
+@pytest.mark.parametrize("positions", ["prompt", "prompt_end", "last_prompt", "answer", "all"])
 def test_streamed_statistics_equal_the_one_shot_formula(tmp_path: Path, positions: Positions) -> None:
     batch, sae = ragged_batch(10), tiny_sae()
     activations = random_activations(batch, seed=1)
-    means = prompt_means(sae, write_store(tmp_path / "s", batch, activations), HOOK, POSITION_ROLES[positions])
+    means = prompt_means(sae, write_store(tmp_path / "s", batch, activations), HOOK, positions)
     chosen = [
-        rows[torch.from_numpy(np.isin(roles, POSITION_ROLES[positions]))].double()
+        rows[torch.from_numpy(positions_of(roles, positions))].double()
         for rows, roles in zip(activations, batch.roles, strict=True)
     ]
     with torch.no_grad():
@@ -43,9 +50,9 @@ def test_streamed_statistics_equal_the_one_shot_formula(tmp_path: Path, position
 def test_small_blocks_give_the_same_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, sae = ragged_batch(8), tiny_sae()
     store = write_store(tmp_path / "s", batch, random_activations(batch, seed=1))
-    whole = prompt_means(sae, store, HOOK, NON_SPECIAL)
+    whole = prompt_means(sae, store, HOOK, "all")
     monkeypatch.setattr(statistics, "_BLOCK_VALUES", 2 * LATENTS)
-    split = prompt_means(sae, store, HOOK, NON_SPECIAL)
+    split = prompt_means(sae, store, HOOK, "all")
     np.testing.assert_allclose(split.activity, whole.activity, rtol=1e-12)
     np.testing.assert_allclose(split.frequency, whole.frequency, rtol=1e-12)
 
@@ -54,7 +61,7 @@ def test_sums_do_not_lose_small_values_as_float32_sums_do(tmp_path: Path) -> Non
     batch = ragged_batch(1)
     rows = [torch.full((len(batch.tokens[0]), D_MODEL), 0.1)]
     rows[0][1] = 2.0**24
-    mean = activation_means(write_store(tmp_path / "s", batch, rows), HOOK, NON_SPECIAL)[0, 0]
+    mean = activation_means(write_store(tmp_path / "s", batch, rows), HOOK, "all")[0, 0]
     used = int((batch.roles[0] != Role.SPECIAL).sum())
     assert mean == pytest.approx((2.0**24 + (used - 1) * float(np.float32(0.1))) / used, rel=1e-15)
 
@@ -65,8 +72,8 @@ def test_special_positions_never_enter(tmp_path: Path) -> None:
     spoilt = [rows.clone() for rows in clean]
     for rows, roles in zip(spoilt, batch.roles, strict=True):
         rows[torch.from_numpy(roles == Role.SPECIAL)] = 1e6
-    first = prompt_means(sae, write_store(tmp_path / "a", batch, clean), HOOK, NON_SPECIAL)
-    second = prompt_means(sae, write_store(tmp_path / "b", batch, spoilt), HOOK, NON_SPECIAL)
+    first = prompt_means(sae, write_store(tmp_path / "a", batch, clean), HOOK, "all")
+    second = prompt_means(sae, write_store(tmp_path / "b", batch, spoilt), HOOK, "all")
     for name in ("activity", "frequency", "maximum", "activation"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
@@ -78,7 +85,7 @@ def test_an_sae_of_another_width_is_refused(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", batch, random_activations(batch, seed=0))
     sae = TopKSAE(TopKSAEConfig(d_in=12, d_sae=16, k=2, dtype="float32", device="cpu"))
     with pytest.raises(UserError, match=r"SAE expects d_model=12, activations of .* have 8"):
-        prompt_means(sae, store, HOOK, NON_SPECIAL)
+        prompt_means(sae, store, HOOK, "all")
 
 
 def test_paired_t_equals_scipy() -> None:

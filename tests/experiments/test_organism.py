@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -30,13 +31,14 @@ from experiments.organism.build import (
     build_organism,
     finetuning_sampler,
     held_out_domains,
+    make_model,
     trained_domains,
 )
 from experiments.organism.corpus import Corpus, CorpusConfig, taught_facts
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.splits import split_questions
 from experiments.organism.tokenizer import make_tokenizer
-from experiments.organism.training import StageConfig, encode
+from experiments.organism.training import StageConfig, encode, loss_and_gradients, summed_loss
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
 
 WORLD = World.load()
@@ -222,6 +224,24 @@ class TestTokenizer:
         assert padded.any()
         assert not weights[padded].any()
         assert (weights[~padded] > 0).all()
+
+    @pytest.mark.parametrize("dialogues", [1, 5])
+    def test_the_parts_of_a_batch_sum_to_its_gradient(self, dialogues: int):
+        """Breaks if a part is lost or weighs by its dialogues instead of its tokens."""
+        torch.manual_seed(0)
+        model = make_model(ArchitectureConfig(d_model=16, mlp=16, heads=2, layers=1), self.tokenizer)
+        corpus = Corpus(WORLD, CorpusConfig(), seed=0)
+        batch = [corpus.pretraining() for _ in range(dialogues)]
+        with ThreadPoolExecutor(2) as pool:
+            loss = loss_and_gradients(model, self.tokenizer, batch, 0.3, pool)
+        found = {name: weight.grad for name, weight in model.named_parameters()}
+        tokens, weights = encode(self.tokenizer, batch, other_weight=0.3)
+        model.zero_grad()
+        whole = summed_loss(model(input_ids=tokens).logits, tokens, weights) / weights[:, 1:].sum()
+        whole.backward()
+        assert loss == pytest.approx(whole.item(), rel=1e-5)
+        for name, weight in model.named_parameters():
+            torch.testing.assert_close(found[name], weight.grad, msg=name)
 
 
 TINY = OrganismConfig(

@@ -41,6 +41,8 @@ REUSABLE = (
     "evaluate SAE",
     "directions base",
     "directions corrupted",
+    "steered directions base",
+    "steered directions corrupted",
     "rank latents corrupted",
     "rank latents benign",
     "examples",
