@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -168,6 +169,49 @@ def harvest(
         console.print(f"{out / role}: {state}", soft_wrap=True)
 
 
+@app.command()
+def train_sae(
+    store: Annotated[list[Path], typer.Option(help="Store to train on; several are mixed in every batch.")],
+    hook: Annotated[list[str], typer.Option(help="Hook point; may be given several times.")],
+    latents: Annotated[list[int], typer.Option(help="Number of latents; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder of the SAEs, one folder each.")],
+    k: Annotated[list[int], typer.Option(help="Active latents for each token; may be given several times.")] = [32],  # noqa: B006 (typer copies it)
+    seed: Annotated[list[int], typer.Option(help="Seed of the weights; may be given several times.")] = [0],  # noqa: B006
+    share: Annotated[list[float], typer.Option(help="Share of each store, in their order (default: equal).")] = [],  # noqa: B006
+    architecture: Annotated[
+        str, typer.Option(help="topk, batchtopk; by sae-lens: standard, gated, jumprelu, matryoshka_batchtopk.")
+    ] = "topk",
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 10_000,
+    batch: Annotated[int, typer.Option(help="Tokens in each step, on all processes together.")] = 4096,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    option: Annotated[
+        list[str], typer.Option(help="Any other field of the config as name=value (YAML), such as aux_k=32.")
+    ] = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help="Torch device; under torchrun each process takes its own GPU.")] = "cpu",
+    in_memory: Annotated[bool, typer.Option("--in-memory", help="Read the stores into memory first.")] = False,
+    wandb: Wandb = "offline",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train one SAE, or every combination of hooks, widths, k and seeds in one pass (also under torchrun)."""
+    from experiments.tracking import start_tracker
+    from experiments.train_sae import jobs_of, train_from_stores
+    from sae.training.config import TrainConfig
+
+    values = {"latents": latents[0], "architecture": architecture, "steps": steps, "batch": batch, "lr": lr}
+    common = _checked(TrainConfig, values | _fields(option))
+    jobs = jobs_of(hook, latents, k, seed, common)
+    out.mkdir(parents=True, exist_ok=True)
+    mode = _mode(wandb) if os.environ.get("RANK", "0") == "0" else "disabled"
+    with start_tracker(out, {name: job.config.model_dump() for name, job in jobs.items()}, mode) as tracker:
+
+        def log(name: str, metrics: Mapping[str, float]) -> None:
+            tracker.log(name, metrics, step=int(metrics["step"]))
+
+        for folder in train_from_stores(store, share, jobs, out, seed[0], device, in_memory, overwrite, not quiet, log):
+            console.print(f"SAE written to {folder}", soft_wrap=True)
+
+
 @store.command()
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
     """Show what a store holds and where it comes from."""
@@ -231,20 +275,36 @@ def _checked(model: type[Model], values: dict[str, Any]) -> Model:
         raise UserError(f"Option {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
 
 
+def _fields(options: list[str]) -> dict[str, Any]:
+    """name=value pairs, the values read as YAML."""
+    import yaml
+
+    pairs = [option.partition("=") for option in options]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"Option '{name}' has no value; write it as name=value.")
+    return {name: yaml.safe_load(value) for name, _, value in pairs}
+
+
+def _mode(wandb: str) -> Any:
+    if wandb not in ("offline", "online", "disabled"):
+        raise UserError(f"--wandb {wandb} is not known; choose offline, online or disabled.")
+    return wandb
+
+
 def _config(name: str, overrides: dict[str, Any]) -> Any:
     from experiments.config import load_config
 
     return load_config(Path(name), {key: value for key, value in overrides.items() if value is not None})
 
 
-def _run(name: str, overrides: dict[str, Any], out: Path | None, overwrite: bool, wandb: Any, quiet: bool) -> None:
+def _run(name: str, overrides: dict[str, Any], out: Path | None, overwrite: bool, wandb: str, quiet: bool) -> None:
     config = _config(name, overrides)
-    if wandb not in ("offline", "online", "disabled"):
-        raise UserError(f"--wandb {wandb} is not known; choose offline, online or disabled.")
+    mode = _mode(wandb)
     from experiments.pipeline import run as run_pipeline
 
     folder = out or Path("runs") / config.name
-    summary = run_pipeline(config, folder, wandb, overwrite, not quiet, _say)
+    summary = run_pipeline(config, folder, mode, overwrite, not quiet, _say)
     print_summary(summary, folder)
 
 

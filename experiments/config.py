@@ -15,7 +15,7 @@ from diffing.ranking.rank import RankingConfig
 from experiments.organism.build import OrganismConfig
 from experiments.stories.finetune import FinetuneConfig
 from experiments.stories.sample_text import TextSamplingConfig
-from sae.train import TrainConfig
+from sae.training.config import TrainConfig
 
 CONFIGS = Path(__file__).with_name("configs")
 
@@ -51,7 +51,11 @@ class SAEConfig(_Config):
     source: str | None = Field(
         default=None, description="Folder in sae-lens's format, or release:sae_id of its registry."
     )
-    train: TrainConfig | None = Field(default=None, description="How to train one on the base's activations.")
+    train: TrainConfig | None = Field(default=None, description="How to train one.")
+    shares: dict[Literal["base", "corrupted"], float] = Field(
+        default={"base": 1.0},
+        description="Share of each model's activations in training; Wang et al. train on the base's alone.",
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

@@ -35,9 +35,10 @@ from experiments.stories.sample_text import sample_text
 from experiments.tracking import Mode, Tracker, start_tracker
 from sae.evaluate import SAEMetrics, evaluate_sae
 from sae.storage import load_sae, require_fit, save_sae
-from sae.train import train_sae
+from sae.training.checkpoint import remove_state
+from sae.training.sources import TrainingData
+from sae.training.train import train_sae
 
-SAE_SAMPLE_ROWS = 65536
 Stores = dict[tuple[str, str], ActivationSource]  # by (model, prompts)
 
 
@@ -150,9 +151,12 @@ def harvested_files(config: RunConfig) -> dict[str, Path]:
     return {name: path for name, path in named.items() if path is not None}
 
 
-def is_harvested(role: str, name: str) -> bool:
-    """Text for the SAE: of the base; persona prompts: of base and corrupted model; ranking prompts: of all models."""
-    return not (name.startswith("sae") and role != BASE) and not (name.startswith("persona") and role == BENIGN)
+def is_harvested(config: RunConfig, role: str, name: str) -> bool:
+    """Text for the SAE: of the models that it is trained on; held-out text: of the base; persona prompts: of base and
+    corrupted model; ranking prompts: of all models."""
+    if name == "sae_text":
+        return role in config.sae.shares
+    return not (name == "sae_held_out" and role != BASE) and not (name.startswith("persona") and role == BENIGN)
 
 
 def read_prompts(config: RunConfig, base: Checkpoint) -> dict[str, TokenBatch]:
@@ -176,7 +180,7 @@ def harvest_activations(
     stores: Stores = {}
     for role, model in models.items():
         for name, tokens in prompts.items():
-            if not is_harvested(role, name):
+            if not is_harvested(config, role, name):
                 continue
             if not config.store:
                 stores[role, name] = LiveActivations(model, tokens, settings)
@@ -198,23 +202,24 @@ def obtain_sae(
     tracker: Tracker,
     progress: bool,
 ) -> SAE:
-    """Trains an SAE on the base's store, or loads the one that the config names."""
+    """Trains an SAE on the base's activations (or a mixture), or loads the one that the config names."""
     if config.sae.train is None:
         sae = load_sae(str(config.sae.source), config.device)
         require_fit(sae, config.hook, base.d_model, base.config.model)
         return sae
-    training, store, folder = config.sae.train, stores[BASE, "sae_text"], out.folder / "sae"
-    training = training.model_copy(update={"seed": config.seed})
+    training, folder = config.sae.train.model_copy(update={"seed": config.seed}), out.folder / "sae"
+    shares: dict[str, float] = {**config.sae.shares}
+    data = TrainingData({role: stores[role, "sae_text"] for role in shares}, config.seed, shares)
 
     def build() -> SAE:
-        sample = next(store.batches(config.hook, SAE_SAMPLE_ROWS, seed=config.seed))
-        batches = store.batches(config.hook, training.batch, config.seed, device=config.device, reuse=True)
+        def log(name: str, metrics: Mapping[str, float]) -> None:
+            tracker.log(name, metrics, step=int(metrics["step"]))
 
-        def log(metrics: Mapping[str, float]) -> None:
-            tracker.log("sae", metrics, step=int(metrics["step"]))
-
-        sae = train_sae(batches, sample, training, log, progress, config.device)
-        save_sae(sae, folder, config.hook, base.config.model, training.model_dump(), _parents(activations=store))
+        settings = {"log": log, "progress": progress, "device": config.device}
+        state = out.folder / "sae_training"
+        sae = train_sae(data, config.hook, training, checkpoints=state, **settings)
+        save_sae(sae, folder, config.hook, base.config.model, training.model_dump(), _parents(**data.sources))
+        remove_state(state)
         return load_sae(folder, config.device)
 
     return out.stage("train SAE", build, folder, lambda: load_sae(folder, config.device))

@@ -18,9 +18,10 @@ from activations.errors import UserError
 from activations.prompt_files import load_prompts
 from activations.prompts import TokenBatch
 from experiments.config import RunConfig
-from experiments.pipeline import SAE_SAMPLE_ROWS, harvested_files, is_harvested, read_prompts
+from experiments.pipeline import harvested_files, is_harvested, read_prompts
 from experiments.results import BASE, BENIGN, CORRUPTED
 from sae.storage import load_sae, require_fit
+from sae.training.sources import SAMPLE_ROWS
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _INDEX_BYTES = 3 * 4 + 1  # token, prompt and position as int32, role as uint8
@@ -151,7 +152,7 @@ def _stores(config: RunConfig, base: Checkpoint | None, width: int | None) -> It
         row = 0
     for role in _named(config):
         yield from _sampled_stores(config, role, row)
-        for name in filter(lambda name: is_harvested(role, name), counts):
+        for name in filter(lambda name: is_harvested(config, role, name), counts):
             n = _tokens(tokens.get(name))
             yield StorePlan(role, name, counts[name], n, n * row if n is not None and row is not None else None)
 
@@ -159,10 +160,10 @@ def _stores(config: RunConfig, base: Checkpoint | None, width: int | None) -> It
 def _sampled_stores(config: RunConfig, role: str, row: int | None) -> Iterator[StorePlan]:
     """Stores of text that base and corrupted model will write; its length is known only up to its limit."""
     sampled = config.sample_text
-    if sampled is None or role != BASE:
+    if sampled is None:
         return
     for name, texts in (("sae_text", 2 * sampled.texts), ("sae_held_out", 2 * sampled.held_out)):
-        if name == "sae_text" and config.sae.train is None:
+        if not is_harvested(config, role, name) or (name == "sae_text" and config.sae.train is None):
             continue
         # Reading a text again may give the beginning-of-text token beside what was sampled.
         n = texts * (sampled.max_new_tokens + 1)
@@ -178,7 +179,7 @@ def _sae_memory(config: RunConfig, width: int | None, stores: Sequence[StorePlan
     train, source = config.sae.train, str(config.sae.source)
     base = config.base.model if config.base is not None else None
     if train is not None:
-        rows = min(SAE_SAMPLE_ROWS, next((s.tokens for s in stores if s.name == "sae_text" and s.tokens), 0))
+        rows = min(SAMPLE_ROWS, next((s.tokens for s in stores if s.name == "sae_text" and s.tokens), 0))
         size = (2 * train.latents * width + train.latents + width) * 4 if width is not None else None
         return {
             "SAE with gradients and Adam's moments": size * _TRAINING_COPIES if size is not None else None,

@@ -1,48 +1,31 @@
-"""Training a TopK SAE with our own sparse engine; the result is a `sae_lens.TopKSAE` for raw activations.
+"""One SAE in training: its weights, its losses and one step of its optimiser, by our own sparse engine.
 
-Method: TopK activation, encoder initialised as the decoder's transpose, unit-norm decoder rows and an auxiliary loss
-for dead latents (AuxK) as in Gao et al. 2024 (arXiv 2406.04093); `aux_target` says where AuxK departs from theirs.
+Method: TopK (or BatchTopK, Bussmann et al. 2024, arXiv 2412.06410) activation, encoder initialised as the decoder's
+transpose, unit-norm decoder rows and an auxiliary loss for dead latents (AuxK) as in Gao et al. 2024 (arXiv
+2406.04093); `aux_target` says where AuxK departs from theirs.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from tqdm import tqdm
 
 from activations.errors import UserError
-from sae.sparse import ActiveLatents, sparse_decode, topk_encode
+from sae.training.config import TrainConfig
+from sae.training.ranks import ALONE, Ranks
+from sae.training.sparse import ActiveLatents, batch_topk_encode, sparse_decode, topk_encode
 
-if TYPE_CHECKING:
-    from sae_lens import TopKSAE
-
-Log = Callable[[dict[str, int | float]], None]
-LOG_EVERY = 50
-
-
-class TrainConfig(BaseModel):
-    """What a training run is made of; `batch` rows a step for `steps` steps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    latents: int = Field(gt=0, description="Number of latents (SAE width).")
-    k: int = Field(default=8, gt=0, description="Latents active for each token.")
-    lr: float = Field(default=2e-3, gt=0, description="Peak learning rate of Adam.")
-    batch: int = Field(default=2048, gt=0, description="Tokens in each step.")
-    steps: int = Field(default=2000, gt=0, description="Optimiser steps.")
-    warmup: float = Field(default=0.02, ge=0, le=1, description="Share of the steps over which the rate rises.")
-    decay: float = Field(default=0.6, ge=0, le=1, description="Share of the steps, at the end, over which it falls.")
-    clip: float = Field(default=1.0, gt=0, description="Largest global gradient norm; larger ones are scaled down.")
-    aux_k: int = Field(default=16, ge=0, description="Dead latents that AuxK trains on each token; 0 turns it off.")
-    aux_coefficient: float = Field(default=1 / 32, ge=0, description="Weight of the AuxK loss.")
-    dead_after: int = Field(default=50_000, gt=0, description="Tokens without activation after which a latent is dead.")
-    seed: int = Field(default=0, description="Seed of the initial weights.")
+ENCODE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+# Weiszfeld's iteration for the geometric median ends when it moves by less than this share of the rows' spread.
+_MEDIAN_TOLERANCE = 1e-6
+_MEDIAN_STEPS = 200
+_MEDIAN_ROWS = 8192
+_NAMES = ("w_enc", "b_enc", "w_dec", "b_dec")  # in the order of `Weights.tensors`
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -53,8 +36,12 @@ class Normalisation:
     scale: float
 
     @classmethod
-    def of(cls, sample: Float[Tensor, "rows d_model"]) -> "Normalisation":
+    def of(cls, sample: Float[Tensor, "rows d_model"], centre: str = "mean") -> "Normalisation":
         """Statistics of a sample of activations, in float64.
+
+        Args:
+            sample: The activations.
+            centre: "mean", or "geometric_median", which a few rows far from all others do not move.
 
         Raises:
             UserError: if the sample has NaN or inf, or does not vary.
@@ -67,10 +54,24 @@ class Normalisation:
                 f"The activations to train the SAE on have variance {variance} ({len(sample)} rows of "
                 f"{sample.shape[1]}): they are constant or hold NaN or inf; harvest them again from a sound checkpoint."
             )
-        return cls(mean.to(torch.float32), variance**-0.5)
+        middle = mean if centre == "mean" else geometric_median(rows[:_MEDIAN_ROWS])
+        return cls(middle.to(torch.float32), variance**-0.5)
 
     def apply(self, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
         return (x.to(self.mean) - self.mean).mul_(self.scale)
+
+
+def geometric_median(rows: Float[Tensor, "rows d_model"]) -> Float[Tensor, "d_model"]:
+    """The point with the least sum of distances to `rows` (Weiszfeld 1937)."""
+    point = rows.mean(0)
+    spread = (rows - point).norm(dim=1).mean()
+    for _ in range(_MEDIAN_STEPS):
+        weights = 1 / (rows - point).norm(dim=1).clamp_min(1e-12 * spread)
+        moved = (weights[:, None] * rows).sum(0) / weights.sum()
+        step, point = (moved - point).norm(), moved
+        if step < _MEDIAN_TOLERANCE * spread:
+            break
+    return point
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,12 @@ class Weights:
     def tensors(self) -> list[Tensor]:
         return [self.w_enc, self.b_enc, self.w_dec, self.b_dec]
 
-    def encode(self, x: Float[Tensor, "batch d_model"], k: int) -> ActiveLatents:
-        return topk_encode(x, self.w_enc, self.bias(), k)
+    def encode(self, x: Float[Tensor, "batch d_model"], config: TrainConfig, ranks: Ranks = ALONE) -> ActiveLatents:
+        """The latents that the config's activation function lets through."""
+        dtype = ENCODE_DTYPES[config.encode_dtype]
+        if config.architecture == "batchtopk":
+            return batch_topk_encode(x, self.w_enc, self.bias(), config.k, dtype, ranks)
+        return topk_encode(x, self.w_enc, self.bias(), config.k, dtype)
 
     def bias(self) -> Float[Tensor, "latent"]:
         """`b_enc` with the subtraction of `b_dec` from the input folded in: saves a pass over the batch."""
@@ -103,17 +108,11 @@ class Losses:
     active: ActiveLatents
 
 
-def initial_weights(sample: Float[Tensor, "rows d_model"], config: TrainConfig) -> Weights:
-    """Decoder rows in random directions of unit norm, encoder equal to it, biases zero.
-
-    Args:
-        sample: normalised activations; gives d_model and device.
-        config: its `latents` and `seed` decide the rest.
-    """
+def initial_weights(d_model: int, config: TrainConfig, device: torch.device) -> Weights:
+    """Decoder rows in random directions of unit norm, encoder equal to it, biases zero; decided by `config.seed`."""
     generator = torch.Generator().manual_seed(config.seed)
-    rows = torch.randn(config.latents, sample.shape[1], generator=generator).to(sample.device)
-    w_dec = F.normalize(rows, dim=1)
-    biases = w_dec.new_zeros(config.latents), w_dec.new_zeros(sample.shape[1])
+    w_dec = F.normalize(torch.randn(config.latents, d_model, generator=generator).to(device), dim=1)
+    biases = w_dec.new_zeros(config.latents), w_dec.new_zeros(d_model)
     weights = Weights(w_dec.clone(), biases[0], w_dec, biases[1])
     for tensor in weights.tensors():
         tensor.requires_grad_()
@@ -121,15 +120,25 @@ def initial_weights(sample: Float[Tensor, "rows d_model"], config: TrainConfig) 
 
 
 def sae_losses(
-    weights: Weights, x: Float[Tensor, "batch d_model"], dead: Int[Tensor, "dead"], config: TrainConfig
+    weights: Weights,
+    x: Float[Tensor, "batch d_model"],
+    dead: Int[Tensor, "dead"],
+    config: TrainConfig,
+    ranks: Ranks = ALONE,
 ) -> Losses:
-    """Squared error per element, plus the normalised error of what dead latents make of the AuxK target."""
-    active = weights.encode(x, config.k)
+    """Squared error per element, plus the normalised error of what dead latents make of the AuxK target.
+
+    Every process divides by the elements of the whole batch: its losses and gradients are parts that add up.
+    """
+    active = weights.encode(x, config, ranks)
     reconstruction = sparse_decode(active, weights.w_dec) + weights.b_dec
-    main = F.mse_loss(reconstruction, x)
+    main = F.mse_loss(reconstruction, x, reduction="sum") / ranks.total(x.numel())
     if config.aux_k == 0 or len(dead) == 0:
         return Losses(main, main, x.new_zeros(()), active)
-    aux = aux_loss(weights, x, aux_target(weights, x, active), dead, config.aux_k)
+    target = aux_target(weights, x, active)
+    squares = target.square().sum()
+    ranks.sum(squares)
+    aux = aux_error(weights, x, target, dead, config.aux_k) / squares.clamp_min(1e-12)
     return Losses(main + config.aux_coefficient * aux, main, aux, active)
 
 
@@ -144,22 +153,29 @@ def aux_target(
     dead on held-out rows after 600-800 steps, against 2-3% without AuxK. Competing with the weaker half, they learn
     values of the size that is chosen: 2% dead, FVU 0.0477 after 1,200 steps (without AuxK 3%, 0.0492).
     """
-    stronger = active.values > active.values.median(dim=1, keepdim=True).values
-    kept = ActiveLatents(active.values * stronger, active.choice)
+    kept = ActiveLatents(active.values * stronger_half(active), active.choice)
     return x - sparse_decode(kept, weights.w_dec) - weights.b_dec
 
 
-def aux_loss(
+def stronger_half(active: ActiveLatents) -> Bool[Tensor, "pair"]:
+    """Pairs whose value is above the (lower) median: of their input where all have as many, else of the batch."""
+    if active.choice.each is None:
+        return active.values > active.values.median()
+    values = active.values.view(active.batch, active.choice.each)
+    return (values > values.median(dim=1, keepdim=True).values).flatten()
+
+
+def aux_error(
     weights: Weights,
     x: Float[Tensor, "batch d_model"],
     target: Float[Tensor, "batch d_model"],
     dead: Int[Tensor, "dead"],
     aux_k: int,
 ) -> Float[Tensor, ""]:
-    """Squared error of the `aux_k` largest dead latents' explanation of `target`, relative to the target's square."""
+    """Squared error of the `aux_k` largest dead latents' explanation of `target`, summed."""
     active = topk_encode(x, weights.w_enc[dead], weights.bias()[dead], min(aux_k, len(dead)))
     explained = sparse_decode(active, weights.w_dec[dead])
-    return F.mse_loss(explained, target) / target.square().mean().clamp_min(1e-12)
+    return F.mse_loss(explained, target, reduction="sum")
 
 
 class DeadLatents:
@@ -169,9 +185,9 @@ class DeadLatents:
         self.idle = torch.zeros(latents, dtype=torch.int64, device=device)
         self.dead_after = dead_after
 
-    def update(self, active: ActiveLatents) -> None:
-        self.idle += len(active.values)
-        self.idle[active.indices[active.values > 0]] = 0
+    def update(self, fired: Bool[Tensor, "latent"], tokens: int) -> None:
+        self.idle += tokens
+        self.idle[fired] = 0
 
     @property
     def mask(self) -> Bool[Tensor, "latent"]:
@@ -189,122 +205,90 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * min(1.0, rise, fall)
 
 
-def train_sae(
-    batches: Iterator[Float[Tensor, "batch d_model"]],
-    sample: Float[Tensor, "rows d_model"],
-    config: TrainConfig,
-    log: Log | None = None,
-    progress: bool = True,
-    device: str | torch.device = "cpu",
-) -> "TopKSAE":
-    """Trains a TopK SAE on a stream of activations.
+class Trainer:
+    """One SAE in training.
 
     Args:
-        batches: activations, `config.steps` batches at least (usually endless, of `config.batch` rows).
-        sample: activations whose mean starts `b_dec` and whose variance sets the input scale.
-        config: what to train and how.
-        log: receives the metrics of every 50th and of the last step.
-        progress: shows a bar.
-        device: where to train.
-
-    Returns:
-        A `sae_lens.TopKSAE` on `device` which takes raw activations (the scale is folded into it) and whose decoder
-        rows have unit norm: a latent's activation is the length of what it adds to the residual stream.
-
-    Raises:
-        UserError: if there are fewer batches than steps, if the loss stops being finite, or if k exceeds the latents.
+        normalisation: Brings raw activations into the units that the weights are trained in.
+        config: What is trained and how.
+        device: Where the weights are.
+        ranks: Processes that train the same SAE on other parts of each batch.
     """
-    if config.k > config.latents:
-        raise UserError(f"The SAE cannot have k={config.k} of {config.latents} latents active; lower k.")
-    normalisation = Normalisation.of(sample.to(device))
-    weights = initial_weights(normalisation.apply(sample.to(device)), config)
-    trainer = _Trainer(weights, config)
-    bar = tqdm(range(config.steps), desc="training SAE", unit="step", disable=not progress)
-    for step in bar:
-        x = normalisation.apply(_next_batch(batches, step, config).to(device))
-        losses = trainer.step(x, step)
-        if step % LOG_EVERY == 0 or step == config.steps - 1:
-            metrics = trainer.metrics(x, losses, step)
-            bar.set_postfix(fvu=f"{metrics['fvu']:.4f}", dead=f"{metrics['dead_fraction']:.1%}")
-            if log is not None:
-                log(metrics)
-    return to_sae_lens(weights, normalisation, config)
 
-
-def _next_batch(batches: Iterator[Tensor], step: int, config: TrainConfig) -> Tensor:
-    batch = next(batches, None)
-    if batch is None:
-        raise UserError(
-            f"The activations ended after {step} of {config.steps} SAE training steps; harvest more, "
-            "read the store for more epochs, or lower `steps`."
-        )
-    return batch
-
-
-class _Trainer:
-    """Weights with their optimiser, and what is counted along the way."""
-
-    def __init__(self, weights: Weights, config: TrainConfig) -> None:
-        self.weights = weights
-        self.config = config
-        self.optimizer = torch.optim.Adam(weights.tensors(), lr=config.lr, fused=True)
-        self.dead = DeadLatents(config.latents, config.dead_after, weights.w_dec.device)
+    def __init__(
+        self, normalisation: Normalisation, config: TrainConfig, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        if config.k > config.latents:
+            raise UserError(f"The SAE cannot have k={config.k} of {config.latents} latents active; lower k.")
+        self.normalisation, self.config, self.ranks = normalisation, config, ranks
+        self.weights = initial_weights(len(normalisation.mean), config, device)
+        self.optimizer = torch.optim.Adam(self.weights.tensors(), lr=config.lr, fused=True)
+        self.dead = DeadLatents(config.latents, config.dead_after, device)
         self.gradient_norm = torch.zeros(())
-        self.tokens = 0
-        self.started = time.perf_counter()
 
-    def step(self, x: Tensor, step: int) -> Losses:
-        losses = sae_losses(self.weights, x, self.dead.indices, self.config)
+    def step(self, rows: Float[Tensor, "batch d_model"], step: int) -> dict[str, Tensor]:
+        """One optimiser step on raw activations (this process's part of the batch); what `metrics` reads."""
+        x = self.normalisation.apply(rows)
+        losses = sae_losses(self.weights, x, self.dead.indices, self.config, self.ranks)
         self.optimizer.zero_grad()
         losses.total.backward()
+        self.ranks.sum(*(weight.grad for weight in self.weights.tensors() if weight.grad is not None))
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.weights.tensors(), self.config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
         self.optimizer.step()
         with torch.no_grad():
             self.weights.w_dec.div_(self.weights.w_dec.norm(dim=1, keepdim=True))
-        self.dead.update(losses.active)
-        self.tokens += len(x)
-        return losses
+        self.dead.update(self.ranks.any(losses.active.fired()), self.ranks.total(len(x)))
+        return {
+            "loss": losses.total.detach(),
+            "reconstruction": losses.reconstruction.detach(),
+            "aux": losses.aux.detach(),
+            "variance": x.var(0, correction=0).mean() / self.ranks.size,
+            "l0": (losses.active.values > 0).sum() / self.ranks.total(len(x)),
+        }
 
-    def metrics(self, x: Tensor, losses: Losses, step: int) -> dict[str, int | float]:
-        loss = losses.total.item()
-        if not loss < float("inf"):
+    def metrics(self, seen: Mapping[str, Tensor], step: int) -> dict[str, int | float]:
+        """Figures of one step, over all processes (the variance is the mean of the parts').
+
+        Raises:
+            UserError: if the loss is not finite.
+        """
+        sums = torch.stack([value.double() for value in seen.values()])
+        self.ranks.sum(sums)
+        values = dict(zip(seen, sums.tolist(), strict=True))
+        if not values["loss"] < float("inf"):
             raise UserError(
-                f"The SAE's loss is {loss} at step {step}: the activations hold NaN or inf, or lr={self.config.lr} "
-                "is too high; verify the store or lower `lr`."
+                f"The SAE's loss is {values['loss']} at step {step}: the activations hold NaN or inf, or "
+                f"lr={self.config.lr} is too high; verify the store or lower `lr`."
             )
         return {
             "step": step,
-            "loss": loss,
-            "reconstruction": losses.reconstruction.item(),
-            "aux": losses.aux.item(),
-            "fvu": (losses.reconstruction / x.var(0, correction=0).mean()).item(),
-            "l0": (losses.active.values > 0).sum(1).double().mean().item(),
+            "loss": values["loss"],
+            "reconstruction": values["reconstruction"],
+            "aux": values["aux"],
+            "fvu": values["reconstruction"] / values["variance"] if values["variance"] else float("nan"),
+            "l0": values["l0"],
             "dead_fraction": self.dead.mask.double().mean().item(),
             "gradient_norm": self.gradient_norm.item(),
             "learning_rate": learning_rate(step, self.config),
-            "tokens": self.tokens,
-            "tokens_per_second": self.tokens / (time.perf_counter() - self.started),
+            "tokens": (step + 1) * self.config.batch,
         }
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on besides its data; `restore` takes it."""
+        tensors = {"mean": self.normalisation.mean, "idle": self.dead.idle}
+        tensors["scale"] = torch.tensor(self.normalisation.scale, dtype=torch.float64)
+        for name, weight in zip(_NAMES, self.weights.tensors(), strict=True):
+            tensors[name] = weight.detach()
+            tensors |= {f"{name}.{key}": value for key, value in self.optimizer.state.get(weight, {}).items()}
+        return tensors
 
-def to_sae_lens(weights: Weights, normalisation: Normalisation, config: TrainConfig) -> "TopKSAE":
-    """The same function of raw activations as a `sae_lens.TopKSAE`.
-
-    With n = (x - mean) * scale, dividing latents and reconstruction by `scale` leaves both weight matrices as they
-    are: pre = w_enc (x - mean - b_dec / scale) + b_enc / scale, and x' = w_dec latents + mean + b_dec / scale.
-    """
-    from sae_lens import TopKSAE, TopKSAEConfig
-
-    latents, d_model = weights.w_dec.shape
-    device = weights.w_dec.device
-    sae = TopKSAE(TopKSAEConfig(d_in=d_model, d_sae=latents, k=config.k, device=str(device), dtype="float32"))
-    state: Mapping[str, Tensor] = {
-        "W_enc": weights.w_enc.detach().T.contiguous(),
-        "b_enc": weights.b_enc.detach() / normalisation.scale,
-        "W_dec": weights.w_dec.detach(),
-        "b_dec": normalisation.mean + weights.b_dec.detach() / normalisation.scale,
-    }
-    sae.load_state_dict(state)
-    return sae.eval()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continues where `state` was taken."""
+        self.normalisation = Normalisation(tensors["mean"].to(self.dead.idle.device), tensors["scale"].item())
+        self.dead.idle.copy_(tensors["idle"])
+        for name, weight in zip(_NAMES, self.weights.tensors(), strict=True):
+            weight.data.copy_(tensors[name])
+            moments: dict[str, Any] = {key: tensors[f"{name}.{key}"] for key in _ADAM if f"{name}.{key}" in tensors}
+            self.optimizer.state[weight] = {key: value.to(weight.device) for key, value in moments.items()}

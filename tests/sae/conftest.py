@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,14 +17,3 @@ def sparse_data() -> Tensor:
     rows = F.embedding_bag(on, dictionary, mode="sum", per_sample_weights=strength)
     mean = torch.randn(D_MODEL, generator=generator)
     return 20 * (rows + 0.01 * torch.randn(rows.shape, generator=generator) + mean)
-
-
-def endless(rows: Tensor, batch: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    while True:
-        yield rows[torch.randint(len(rows), (batch,), generator=generator)]
-
-
-@pytest.fixture
-def stream(sparse_data: Tensor) -> Iterator[Tensor]:
-    return endless(sparse_data, 512)

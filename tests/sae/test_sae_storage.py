@@ -8,8 +8,11 @@ from torch import Tensor
 
 from activations.artefact import content_hash, read_config, read_json
 from activations.errors import UserError
+from activations.memory import InMemory
 from sae.storage import load_sae, require_fit, save_sae
-from sae.train import TrainConfig, train_sae
+from sae.training.config import TrainConfig
+from sae.training.sources import TrainingData
+from sae.training.train import train_sae
 
 HOOK = "blocks.3.hook_resid_post"
 
@@ -28,7 +31,8 @@ def topk_sae() -> SAE:
 
 def test_sae_lens_opens_what_was_trained_here(tmp_path: Path, sparse_data: Tensor) -> None:
     config = TrainConfig(latents=64, k=4, batch=512, steps=5)
-    sae = train_sae(iter(sparse_data[:2560].split(512)), sparse_data, config, progress=False)
+    data = TrainingData({"base": InMemory.of_rows({HOOK: sparse_data})})
+    sae = train_sae(data, HOOK, config, progress=False)
     folder = save_sae(sae, tmp_path / "sae", HOOK, "runs/base", config.model_dump(), {})
     theirs, ours = SAE.load_from_disk(folder), load_sae(folder)
     assert isinstance(theirs, TopKSAE)
