@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from activations.artefact import finish_artefact, read_json
 from activations.errors import UserError
+from sae.foreign import is_foreign, load_foreign
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -68,8 +69,8 @@ def load_sae(source: str | Path, device: str = "cpu", dtype: SAEDtype = "float32
     """Loads an SAE, ready for inference.
 
     Args:
-        source: a local folder in sae-lens's format (written by us or not), or "release:sae_id" of sae-lens's registry,
-            which is downloaded unless it is in the Hugging Face cache.
+        source: a local folder in the format of sae-lens (written by us or not), sparsify or dictionary_learning, or
+            "release:sae_id" of sae-lens's registry, which is downloaded unless it is in the Hugging Face cache.
         device: where to put it.
         dtype: number format of its weights.
 
@@ -121,9 +122,14 @@ def require_fit(sae: "SAE", hook: str, d_model: int, model_name: str | None = No
 def _load_folder(folder: Path, device: str, dtype: SAEDtype) -> "SAE":
     from sae_lens import SAE
 
+    if is_foreign(folder):
+        return load_foreign(folder, device, dtype)
     for name in (_CFG, _WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}: it is no SAE in sae-lens's format, or was not finished.")
+            raise UserError(
+                f"{folder} has no {name}: it is no SAE in the format of sae-lens, sparsify (sae.safetensors) or "
+                "dictionary_learning (ae.pt), or was not finished."
+            )
     read_json(folder / _CFG)
     try:
         return SAE.load_from_disk(folder, device=device, dtype=dtype)
