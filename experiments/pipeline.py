@@ -34,6 +34,7 @@ from experiments.stories.finetune import finetune_stage
 from experiments.stories.sample_text import sample_text
 from experiments.tracking import Mode, Tracker, start_tracker
 from sae.evaluate import SAEMetrics, evaluate_sae
+from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, require_fit, save_sae
 from sae.training.checkpoint import remove_state
 from sae.training.sources import TrainingData
@@ -206,6 +207,8 @@ def obtain_sae(
     if config.sae.train is None:
         sae = load_sae(str(config.sae.source), config.device)
         require_fit(sae, config.hook, base.d_model, base.config.model)
+        if warning := fit_warning(check_fit(sae, stores[BASE, "sae_held_out"], config.hook)):
+            out.log(f"warning: {warning}")
         return sae
     training, folder = config.sae.train.model_copy(update={"seed": config.seed}), out.folder / "sae"
     shares: dict[str, float] = {**config.sae.shares}

@@ -44,6 +44,7 @@ def to_sae_lens(
         sae: SAE = TopKSAE(TopKSAEConfig(k=config.k, **shape))
     else:
         sae = JumpReLUSAE(JumpReLUSAEConfig(**shape))
+        sae.cfg.metadata.l0 = float(config.k)
         normalised = normalisation.apply(sample.to(weights.w_dec.device))
         threshold = activity_threshold(lambda x: (x @ weights.w_enc.T + weights.bias()).relu(), normalised, config.k)
         state["threshold"] = torch.full_like(state["b_enc"], threshold / normalisation.scale)
