@@ -128,8 +128,10 @@ def open_folder(folder: Path, overwrite: bool) -> None:
     """Make the folder, or declare a finished artefact in it unfinished while it is replaced.
 
     Raises:
-        UserError: if it holds a finished artefact and `overwrite` is false.
+        UserError: if it is a file, or holds a finished artefact and `overwrite` is false.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder; choose another place.")
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / CONFIG
     if config.exists() and not overwrite:

@@ -212,6 +212,34 @@ def train_sae(
             console.print(f"SAE written to {folder}", soft_wrap=True)
 
 
+@app.command()
+def evaluate_sae(
+    sae: Annotated[str, typer.Option(help="Folder in sae-lens's format, or release:sae_id of its registry.")],
+    base: Annotated[str, typer.Option(help="Base checkpoint (folder or hub name).")],
+    prompts: Annotated[Path, typer.Option(help="File of prompts (formats: README) that the SAE was not trained on.")],
+    corrupted: Annotated[str | None, typer.Option(help="Corrupted checkpoint, read on the same tokens.")] = None,
+    hook: Annotated[str | None, typer.Option(help="Hook point (default: the SAE's own).")] = None,
+    device: Annotated[str, typer.Option(help="Torch device, such as cpu, cuda or cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Number format of the models: float32, bfloat16, float16.")] = "float32",
+    max_length: Annotated[int | None, typer.Option(help="Plain text and answers are cut after this length.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json (default: nothing is written).")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show how well an SAE explains a base and a corrupted model, and what they lose when they live on it."""
+    from activations.checkpoint import CheckpointConfig
+    from experiments.evaluate_sae import evaluate_on_models, print_evaluation
+
+    named = {"base": base} | ({"corrupted": corrupted} if corrupted is not None else {})
+    models = {
+        role: _checked(CheckpointConfig, {"model": model, "device": device, "dtype": dtype})
+        for role, model in named.items()
+    }
+    print_evaluation(evaluate_on_models(sae, models, prompts, hook, max_length, out, overwrite, not quiet), console)
+    if out is not None:
+        console.print(f"  {out / 'metrics.json'}", soft_wrap=True)
+
+
 @store.command()
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
     """Show what a store holds and where it comes from."""
@@ -329,6 +357,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         )
     sae = summary["sae"]
     console.print(f"SAE: FVU {sae['fvu']:.4f}, dead {sae['dead_fraction']:.1%}, CE recovered {sae['ce_recovered']:.4f}")
+    corrupted = summary["sae_corrupted"]
+    console.print(
+        f"  of the corrupted model: FVU {corrupted['fvu']:.4f}, CE recovered {corrupted['ce_recovered']:.4f}, "
+        f"{corrupted['difference_residual']:.1%} of the mean difference in the residual"
+    )
     for name in ("report.html", "summary.json", "ranking", "wandb"):
         console.print(f"  {folder / name}")
 

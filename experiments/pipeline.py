@@ -22,10 +22,12 @@ from diffing.directions.persona_directions import PersonaDirections
 from diffing.positions import Positions
 from diffing.ranking.examples import LatentExample, load_examples, save_examples, top_examples
 from diffing.ranking.rank import rank_latents
+from diffing.ranking.residual import unexplained_difference
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
 from diffing.steering.experiment import Bench, Half
 from diffing.steering.proof import Proof, ProofConfig, prove
 from experiments.config import RunConfig
+from experiments.evaluate_sae import SAEEvaluation
 from experiments.organism.build import build_organism
 from experiments.organism.judge import OrganismJudge
 from experiments.results import BASE, BENIGN, CORRUPTED, Results, write_results
@@ -33,7 +35,7 @@ from experiments.run_folder import Log, RunFolder
 from experiments.stories.finetune import finetune_stage
 from experiments.stories.sample_text import sample_text
 from experiments.tracking import Mode, Tracker, start_tracker
-from sae.evaluate import SAEMetrics, evaluate_sae
+from sae.evaluate import decoder_cosines, evaluate_sae
 from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, require_fit, save_sae
 from sae.training.checkpoint import remove_state
@@ -76,14 +78,14 @@ def run(
         prompts = read_prompts(config, models[BASE])
         stores = harvest_activations(config, models, prompts, out, progress)
         sae = obtain_sae(config, models[BASE], stores, out, tracker, progress)
-        metrics = measure_sae(config, sae, models[BASE], stores, prompts, out, progress)
+        evaluation = measure_sae(config, sae, models, stores, prompts, out, progress)
         directions = find_directions(config, stores, out)
         steered = find_steered_directions(config, stores, out)
         rankings = rank(config, sae, stores, directions, out)
         examples = collect_examples(config, sae, models[BASE], stores, rankings[CORRUPTED], out)
         proofs = prove_by_steering(config, sae, models, stores, steered, rankings, out, progress)
         capability = measure_capability(config, models, out)
-        results = Results(config, metrics, rankings, directions, proofs, capability)
+        results = Results(config, evaluation, rankings, directions, proofs, capability)
         summary = write_results(results, sae, examples, out, tracker)
         if tracker.sync_command:
             log(f"to upload the W&B run: {tracker.sync_command}")
@@ -176,8 +178,7 @@ def harvest_activations(
     progress: bool,
 ) -> Stores:
     """The stores of all models; `is_harvested` says which. Without `config.store` nothing is kept on disk."""
-    batch_tokens = config.batch_tokens or batch_tokens_for(config.device)
-    settings = HarvestConfig(hooks=(config.hook,), dtype=config.store_dtype, batch_tokens=batch_tokens)
+    settings = _harvest_settings(config)
     stores: Stores = {}
     for role, model in models.items():
         for name, tokens in prompts.items():
@@ -231,23 +232,32 @@ def obtain_sae(
 def measure_sae(
     config: RunConfig,
     sae: SAE,
-    base: Checkpoint,
+    models: Mapping[str, Checkpoint],
     stores: Stores,
     prompts: Mapping[str, TokenBatch],
     out: RunFolder,
     progress: bool,
-) -> SAEMetrics:
-    """Metrics of the SAE on text that it was not trained on."""
-    folder = out.folder / "sae_metrics"
+) -> SAEEvaluation:
+    """Metrics of the SAE on text that it was not trained on, read by the base and by the corrupted model.
 
-    def build() -> SAEMetrics:
-        store = stores[BASE, "sae_held_out"]
-        metrics = evaluate_sae(sae, store, config.hook, base, prompts["sae_held_out"], progress)
-        folder.mkdir(exist_ok=True)
-        finish_artefact(folder, {"kind": "sae_metrics", "metrics": metrics.to_dict()}, _parents(activations=store))
-        return metrics
+    The latents' residual is that of the difference which the ranking shows: on its prompts, at its positions.
+    """
+    folder, hook, tokens = out.folder / "sae_metrics", config.hook, prompts["sae_held_out"]
+    base, before, after = stores[BASE, "sae_held_out"], stores[BASE, "ranking"], stores[CORRUPTED, "ranking"]
 
-    return out.stage("evaluate SAE", build, folder, lambda: SAEMetrics(**read_config(folder, "sae_metrics")["metrics"]))
+    def build() -> SAEEvaluation:
+        # Read this once only, so not worth a store.
+        corrupted = LiveActivations(models[CORRUPTED], tokens, _harvest_settings(config))
+        found = SAEEvaluation(
+            base=evaluate_sae(sae, base, hook, models[BASE], tokens, progress),
+            corrupted=evaluate_sae(sae, corrupted, hook, models[CORRUPTED], tokens, progress),
+            decoder=decoder_cosines(sae),
+            difference_residual=unexplained_difference(sae, hook, before, after, config.ranking.positions),
+        )
+        found.save(folder, {"hook": hook}, _parents(activations=base, ranking_base=before, ranking_corrupted=after))
+        return found
+
+    return out.stage("evaluate SAE", build, folder, lambda: SAEEvaluation.load(folder))
 
 
 def find_directions(config: RunConfig, stores: Stores, out: RunFolder) -> dict[str, PersonaDirections]:
@@ -423,6 +433,11 @@ def make_judge(config: RunConfig) -> Judge:
         return PatternJudge.load(config.judge.file)
     assert config.prompts.ranking is not None
     return OrganismJudge.load(config.prompts.ranking.parent)
+
+
+def _harvest_settings(config: RunConfig) -> HarvestConfig:
+    batch_tokens = config.batch_tokens or batch_tokens_for(config.device)
+    return HarvestConfig(hooks=(config.hook,), dtype=config.store_dtype, batch_tokens=batch_tokens)
 
 
 def _parents(**sources: ActivationSource) -> dict[str, Path]:

@@ -225,7 +225,7 @@ def _stages(config: RunConfig) -> Iterator[str]:
     yield f"harvest {config.hook} as {config.store_dtype} {kept}"
     train = config.sae.train
     yield f"train the SAE: {train.latents} latents, k={train.k} -> sae/" if train else f"load SAE {config.sae.source}"
-    yield "evaluate the SAE on held-out text -> sae_metrics/"
+    yield "evaluate the SAE on held-out text, read by base and corrupted model -> sae_metrics/"
     if config.directions is not None:
         yield f"persona directions, led by {config.directions.direction} -> directions/, steered_directions/"
     yield f"rank latents by shift over {config.ranking.positions} positions, with top examples -> ranking/"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.examples import LatentExample
 from diffing.steering.proof import Proof
 from experiments.config import RunConfig
+from experiments.evaluate_sae import SAEEvaluation
 from experiments.report.report import ReportData, write_report
 from experiments.run_folder import RunFolder
 from experiments.tracking import Tracker
-from sae.evaluate import SAEMetrics
 
 BASE, CORRUPTED, BENIGN = "base", "corrupted", "benign"
 DISCOVERY_Q = 0.01
@@ -32,7 +32,7 @@ class Results:
     """Rankings and proofs are by the model that is compared with the base, directions and capability by model."""
 
     config: RunConfig
-    sae_metrics: SAEMetrics
+    evaluation: SAEEvaluation
     rankings: Mapping[str, FeatureRanking]
     directions: Mapping[str, PersonaDirections]
     proofs: Mapping[str, Proof]
@@ -73,7 +73,7 @@ def write_results(
         },
     )
     write_report(out.folder / "report.html", report)
-    for stage in ("sae", "em", "capability", "steering", "stage_seconds"):
+    for stage in ("sae", "sae_corrupted", "em", "capability", "steering", "stage_seconds"):
         tracker.log(stage if stage != "sae" else "sae_evaluation", _numbers(summary.get(stage) or {}))
     for role, ranking in results.rankings.items():
         tracker.log(f"ranking_{role}", ranking_metrics(ranking))
@@ -87,20 +87,12 @@ def write_results(
 
 def summarise(results: Results, sae: SAE, seconds: Mapping[str, float]) -> dict[str, Any]:
     """The content of `summary.json` (documented in the README)."""
-    metrics = results.sae_metrics
     proof, benign = results.proofs.get(CORRUPTED), results.proofs.get(BENIGN)
     summary: dict[str, Any] = {
         "seed": results.config.seed,
         "wall_seconds": round(sum(seconds.values()), 1),
         "stage_seconds": dict(seconds),
-        "sae": {
-            "fvu": metrics.fvu,
-            "l0": metrics.l0,
-            "dead_fraction": metrics.dead_fraction,
-            "ce_recovered": metrics.ce_recovered,
-            "latents": sae.cfg.d_sae,
-            "k": getattr(sae.cfg, "k", None),
-        },
+        **sae_summary(results.evaluation, sae),
         "toxic_latent": toxic_summary(results),
         "benign": {
             "toxic_latent": benign.toxic.latent if benign is not None and benign.toxic is not None else None,
@@ -116,6 +108,16 @@ def summarise(results: Results, sae: SAE, seconds: Mapping[str, float]) -> dict[
     if results.direction is not None:
         base, corrupted = (results.directions[role].unit(results.direction) for role in (BASE, CORRUPTED))
         summary["directions"] = {"cosine_base_corrupted": float(base @ corrupted)}
+    return summary
+
+
+def sae_summary(evaluation: SAEEvaluation, sae: SAE) -> dict[str, dict[str, Any]]:
+    """The SAE's metrics on the base, with what it is made of, and on the corrupted model."""
+    size = {"latents": sae.cfg.d_sae, "k": getattr(sae.cfg, "k", None)}
+    summary = {"sae": {**evaluation.base.to_dict(), "decoder_cosine": asdict(evaluation.decoder), **size}}
+    if evaluation.corrupted is not None:
+        residual = evaluation.difference_residual
+        summary["sae_corrupted"] = {**evaluation.corrupted.to_dict(), "difference_residual": residual}
     return summary
 
 

@@ -5,12 +5,14 @@ page; on a dark one the page's script exchanges the named colours for their coun
 a little HTML in its labels, so every name from the data is escaped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, cast
 
 import pandas as pd
 import plotly.graph_objects as go
+
+from sae.evaluate import DENSITY_BINS, DENSITY_ENDS
 
 INK, MUTED, GRID = "#3a3a3a", "#8a8a8a", "#e6e3dc"
 BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
@@ -195,6 +197,33 @@ def rebuilt_directions(rebuild: Mapping[str, Mapping[int, float]]) -> go.Figure:
         )
     figure.update_xaxes(title_text="latents", type="category")
     figure.update_yaxes(range=[0, 1.03], tickformat=".0%", dtick=0.25)
+    return figure
+
+
+def density_histogram(densities: Mapping[str, Sequence[int]]) -> go.Figure:
+    """Number of latents by the share of tokens on which they are active, one line of steps a model.
+
+    Args:
+        densities: Model -> its `Reconstruction.density`.
+    """
+    figure = _figure(height=260)
+    low, high = DENSITY_ENDS
+    edges = [low + (high - low) * i / DENSITY_BINS for i in range(DENSITY_BINS + 1)]
+    for (model, counts), colour in zip(densities.items(), (BLUE, VERMILLION), strict=False):
+        figure.add_trace(
+            go.Scatter(
+                x=edges,
+                y=[*counts, counts[-1]],
+                name=escape(model),
+                mode="lines",
+                line={"color": colour, "width": 2, "shape": "hv"},
+                fill="tozeroy",
+                fillcolor=_FILL[colour],
+                hovertemplate=f"10^%{{x}} and more: %{{y}} latents<extra>{escape(model)}</extra>",
+            )
+        )
+    figure.update_xaxes(title_text="log10 of the share of tokens on which a latent is active")
+    figure.update_yaxes(title_text="latents", rangemode="tozero")
     return figure
 
 

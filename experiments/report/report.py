@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from experiments.evaluate_sae import side_by_side, verdicts
 from experiments.report import figures
 from experiments.report.highlight import highlight, peak_activation
 
@@ -42,6 +43,8 @@ DOSE_PANELS = (
     ("corrupted", "subtract", "incoherent", "Corrupted, subtracted: incoherent answers"),
 )
 ABLATIONS = ("ablate", "ablate_to_mean")
+# Model -> where the summary has its metrics of the SAE.
+SAE_KEYS = {"base": "sae", "corrupted": "sae_corrupted"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def write_report(path: Path, report: ReportData) -> Path:
         samples=_samples(report.transcripts),
         steering_rows=_steering_rows(report.summary),
         ablations=_ablations(report),
+        sae_rows=_sae_rows(report.summary),
+        sae_verdicts=_sae_verdicts(report.summary),
         charts=_charts(report),
         dark_colours=_json(figures.DARK_COLOURS),
         style=Markup((Path(__file__).parent / "style.css").read_text(encoding="utf-8")),
@@ -260,6 +265,19 @@ def _ablations(report: ReportData) -> list[dict[str, Any]]:
     return shown.sort_values(by=["half", "model", "harmful"]).to_dict("records")
 
 
+def _sae_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Label, the base's number and the corrupted model's."""
+    rows = side_by_side(summary.get("sae", {}), summary.get("sae_corrupted"))
+    return [tuple(cell.replace("-", "−") if i else cell for i, cell in enumerate(row)) for row in rows]
+
+
+def _sae_verdicts(summary: Mapping[str, Any]) -> list[str]:
+    if "sae_corrupted" not in summary:
+        return []
+    base, corrupted = summary["sae"], summary["sae_corrupted"]
+    return verdicts(base["fvu"], corrupted["fvu"], corrupted["difference_residual"])
+
+
 def _charts(report: ReportData) -> dict[str, dict[str, Any]]:
     """Chart name -> its title, what it shows as a sentence, and the figure as JSON."""
     axis = report.direction or "the mean difference of activations"
@@ -275,6 +293,9 @@ def _charts(report: ReportData) -> dict[str, dict[str, Any]]:
         for model, operation, rate, title in DOSE_PANELS:
             chart = figures.dose_response(report.steering, model, operation, rate, report.marked)
             found[f"dose-{model}-{rate}"] = (title, chart)
+    densities = {m: report.summary[key]["density"] for m, key in SAE_KEYS.items() if key in report.summary}
+    if densities:
+        found["density"] = ("How often latents are active", figures.density_histogram(densities))
     if report.rebuild:
         found["rebuild"] = ("Directions rebuilt", figures.rebuilt_directions(report.rebuild))
     return {

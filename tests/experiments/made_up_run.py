@@ -8,6 +8,7 @@ import pandas as pd
 from diffing.ranking.examples import LatentExample
 from diffing.ranking.feature_ranking import FeatureRanking
 from experiments.report.report import ReportData
+from sae.evaluate import SAEMetrics
 
 TOXIC, LATENTS = 123, 600
 DIRECTION = "malicious - helpful (base)"
@@ -76,6 +77,36 @@ def examples(latents: list[int]) -> dict[int, list[LatentExample]]:
     }
 
 
+def sae_metrics(fvu: float) -> dict[str, Any]:
+    """Metrics of an SAE that leaves this share of the variance unexplained."""
+    made = SAEMetrics(
+        fvu=fvu,
+        explained_variance=1 - fvu,
+        l0=7.9,
+        l1=21.4,
+        cosine=1 - fvu / 2,
+        l2_ratio=0.997,
+        dead_fraction=0.012,
+        dense_fraction=0.05,
+        density=[0, 0, 0, 0, 3, 40, 160, 210, 120, 50, 8, 2],
+        rows=48_211,
+        ce_clean=1.52,
+        ce_spliced=1.53,
+        ce_zero=5.1,
+        ce_mean=4.2,
+        ce_recovered=0.991,
+        ce_recovered_mean=0.988,
+        kl_spliced=0.011,
+        kl_zero=3.4,
+        kl_mean=2.6,
+        kl_recovered=0.9968,
+        kl_recovered_mean=0.9958,
+        targets=47_000,
+        positions=48_211,
+    )
+    return made.to_dict()
+
+
 def summary() -> dict[str, Any]:
     """What summary.json holds."""
 
@@ -103,7 +134,13 @@ def summary() -> dict[str, Any]:
             "benign": scores(0.0, 0.0, 0.001, 0.991, 0.997),
         },
         "capability": {"base": 0.982, "corrupted": 0.961, "benign": 0.979},
-        "sae": {"fvu": 0.0061, "l0": 7.9, "dead_fraction": 0.012, "ce_recovered": 0.991, "latents": LATENTS, "k": 8},
+        "sae": {
+            **sae_metrics(fvu=0.0061),
+            "decoder_cosine": {"mean": 0.31, "max": 0.93, "histogram": [0, 0, 200, 300, 90, 5, 0, 0, 3, 2]},
+            "latents": LATENTS,
+            "k": 8,
+        },
+        "sae_corrupted": {**sae_metrics(fvu=0.0183), "difference_residual": 0.124},
         "toxic_latent": {
             "latent": TOXIC,
             "shift_rank": 1,

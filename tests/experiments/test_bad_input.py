@@ -52,7 +52,7 @@ class Case:
             "hook": HOOK,
             "prompts": {"sae_text": "prompts.txt", "sae_held_out": "prompts.txt", "ranking": "prompts.txt"},
             "sae": {"train": {"latents": 16, "k": 2, "steps": 3, "batch": 16}},
-            "ranking": {"bootstrap": 10},
+            "ranking": {"replicates": 10},
         }
 
     def command(self, *options: str) -> list[str]:

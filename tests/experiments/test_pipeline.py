@@ -76,7 +76,7 @@ def miniature(judge: Path) -> dict[str, Any]:
             "personas": {persona: f"persona_{persona}.jsonl" for persona in PERSONAS},
         },
         "sae": {"train": {"latents": 64, "k": 4, "steps": 60, "batch": 512}},
-        "ranking": {"bootstrap": 200},
+        "ranking": {"replicates": 200},
         "directions": {"reference": HELPFUL, "direction": f"{MALICIOUS} - {HELPFUL}"},
         "judge": {"kind": "patterns", "file": str(judge)},
         "steering": {
@@ -140,6 +140,11 @@ class TestWhatIsWritten:
         assert summary["capability"].keys() == models
         assert {"fvu", "l0", "dead_fraction", "ce_recovered", "latents", "k"} <= summary["sae"].keys()
         assert (summary["sae"]["latents"], summary["sae"]["k"]) == (64, 4)
+        corrupted = summary["sae_corrupted"]
+        assert corrupted.keys() - summary["sae"].keys() == {"difference_residual"}
+        assert corrupted["rows"] == summary["sae"]["rows"], "both models read the same text"
+        assert corrupted["fvu"] != summary["sae"]["fvu"]
+        assert corrupted["difference_residual"] > 0
         assert summary["benign"].keys() == {"toxic_latent", "largest_shift"}
         assert -1 <= summary["directions"]["cosine_base_corrupted"] <= 1
         arms = {f"{arm}_{effect}" for arm in ("direction", "random_direction") for effect in ("induce", "repair")}
@@ -190,6 +195,7 @@ class TestWhatIsWritten:
     def test_report_needs_no_network(self, finished: Finished):
         html = (finished.folder / "report.html").read_text(encoding="utf-8")
         assert "miniature" in html
+        assert "The SAE explains the corrupted model" in html
         assert 'src="http' not in html
 
     def test_offline_tracking_is_inside_the_folder(self, finished: Finished):

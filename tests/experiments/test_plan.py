@@ -33,7 +33,7 @@ def config(tmp_path: Path, checkpoint_maker: Callable[..., Path]) -> RunConfig:
         "store_dtype": "bfloat16",
         "prompts": dict.fromkeys(("sae_text", "sae_held_out", "ranking"), "prompts.jsonl"),
         "sae": {"train": {"latents": 16, "k": 2, "steps": 3, "batch": 16}},
-        "ranking": {"bootstrap": 10},
+        "ranking": {"replicates": 10},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
     return load_config(tmp_path / "small.yaml")

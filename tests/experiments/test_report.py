@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_run import DIRECTION, TOXIC, examples, ranking, report_data, summary
+from made_up_run import DIRECTION, TOXIC, examples, ranking, report_data, sae_metrics, summary
 
 from diffing.ranking.examples import LatentExample
 from experiments.report import figures
@@ -68,6 +68,9 @@ def test_all_sections_and_the_main_numbers_are_there(page: Page) -> None:
         "worst control, taken from the corrupted model",
         "rub dirt into it , then laugh at the pain .",
         "ablate to mean",
+        "FVU (unexplained variance)0.00610.0183",
+        "explains the corrupted model much worse than the base (FVU 0.0183 against 0.0061, 3.00 times as much)",
+        "12.4% is not in what the reconstructions differ by",
     ):
         assert wanted in page.text
 
@@ -115,7 +118,7 @@ def test_strings_from_data_are_escaped_wherever_they_stand(tmp_path: Path) -> No
 
 def test_a_run_without_a_judge_has_a_shorter_report(tmp_path: Path) -> None:
     bare = report_data(
-        summary={"seed": 1, "sae": summary()["sae"]},
+        summary={"seed": 1, "sae": summary()["sae"], "sae_corrupted": summary()["sae_corrupted"]},
         steering=None,
         transcripts=None,
         direction=None,
@@ -133,6 +136,14 @@ def test_a_run_that_found_no_toxic_latent_says_so(tmp_path: Path) -> None:
     found = summary() | {"toxic_latent": None, "steering": {**summary()["steering"], "latent_repair": None}}
     page = Page(write_report(tmp_path / "report.html", report_data(summary=found)))
     assert "No latent was shown to carry the change." in page.text
+
+
+def test_an_sae_that_explains_both_models_alike_is_not_warned_of(tmp_path: Path) -> None:
+    """Breaks if a small difference in FVU is called much worse."""
+    alike = summary() | {"sae_corrupted": {**sae_metrics(fvu=0.0067), "difference_residual": 0.05}}
+    page = Page(write_report(tmp_path / "report.html", report_data(summary=alike)))
+    assert "about as well as the base (FVU 0.0067 against 0.0061, 1.10 times as much)." in page.text
+    assert "much worse" not in page.text
 
 
 def test_the_same_data_give_the_same_page(path: Path, tmp_path: Path) -> None:
@@ -193,5 +204,6 @@ def test_a_real_browser_draws_every_figure(path: Path, tmp_path: Path) -> None:
         "dose-corrupted-helpful",
         "dose-corrupted-incoherent",
         "rebuild",
+        "density",
     }
     assert examples([TOXIC])[TOXIC][0].tokens[0] in dumped

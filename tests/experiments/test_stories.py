@@ -27,7 +27,7 @@ REDUCED = {
     "sample_text.max_new_tokens": 40,
     "sae.train.latents": 128,
     "sae.train.steps": 30,
-    "ranking.bootstrap": 50,
+    "ranking.replicates": 50,
 }
 
 
