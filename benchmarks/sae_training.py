@@ -99,9 +99,7 @@ def main() -> None:
     if not PEERS.exists():
         print(f"without {', '.join(ELSEWHERE)}: their environment is made by `make bench-peers`")
         methods = [method for method in methods if method not in ELSEWHERE]
-    size = Size(
-        arguments.d_model, arguments.latents, arguments.k, arguments.batch, arguments.steps, arguments.device
-    )
+    size = Size(arguments.d_model, arguments.latents, arguments.k, arguments.batch, arguments.steps, arguments.device)
     results = {"first": report(size, measure(size, methods, arguments.rounds))}
     if arguments.wide:
         wide = Size(**{**asdict(size), "latents": arguments.wide, "steps": arguments.wide_steps})

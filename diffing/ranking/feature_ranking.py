@@ -28,11 +28,14 @@ class FeatureRanking:
         config: How it was made; anything that JSON holds.
 
     Columns of the table:
-        latent, rank: Index in the SAE; 1-based place by |shift|.
+        latent, rank: Index in the SAE; 1-based place by the absolute value of the method's column (by default shift).
         shift, low, high: Mean activity in the corrupted model minus the base's; its bootstrap interval over prompts.
         t, p, q: Paired t, its two-sided p, and the Benjamini-Hochberg q (NaN for latents that were not tested).
+        p_sign_flip: Permutation p of the latents that are first by |t| (post-selection), NaN for others.
+        stability: How often the latent is among the first ten by |shift| when prompts are resampled.
         mean_*, frequency_*, max_*: Mean activity, fraction of tokens where active, and largest activation, by model.
-        cosine_mean_difference: Signed cosine of the decoder row with the mean difference of activations.
+        shift_<positions>, frequency_shift, max_shift, cosine_mean_difference, projection_*: Other ranking methods;
+            `config["columns"]` says what each is, with its unit.
         shift_benign, low_benign, high_benign, q_benign: The same against a benign fine-tune, where there is one.
         shift_difference: shift - shift_benign.
         cosine_<direction>: Signed cosine of the decoder row with a persona direction, where added.

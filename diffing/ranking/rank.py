@@ -1,23 +1,62 @@
-"""Ranking of latents by how much their mean activity shifted (Wang et al. 2025, arXiv 2506.19823).
+"""Ranking of latents by how they changed between two models (Wang et al. 2025, arXiv 2506.19823, and others).
 
-Which positions are averaged is not published; `RankingConfig.positions` offers the candidates, and prompt tokens are
-the default (as in BLOCK-EM, arXiv 2602.00767). The means of single prompts are averaged, so long prompts weigh no more
-than short ones, and prompts are the units of the paired t and of the bootstrap.
+Which positions are averaged is not published; prompt tokens are the default (as in BLOCK-EM, arXiv 2602.00767). The
+means of single prompts are averaged, so long prompts weigh no more than short ones, and prompts are the units of the
+paired t, of the bootstrap and of the sign flips. All ranking methods are computed in one pass; `RankingConfig.method`
+says which one orders the table.
 """
+
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64, Int
 from pydantic import BaseModel, ConfigDict, Field
 from sae_lens import SAE
+from torch import Tensor
 
 from activations.errors import UserError
 from activations.source import ActivationSource
 from diffing.directions.geometry import cosines
 from diffing.positions import POSITIONS_HELP, Positions
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.ranking.statistics import LatentMeans, benjamini_hochberg, bootstrap_interval, paired_t, prompt_means
+from diffing.ranking.inference import (
+    Moments,
+    Replicates,
+    benjamini_hochberg,
+    interval,
+    sign_flip_p,
+    stability,
+)
+from diffing.ranking.prompt_blocks import PromptMeans, prompt_blocks
+
+Method = Literal[
+    "shift",
+    "shift_prompt",
+    "shift_last_prompt",
+    "shift_answer",
+    "shift_all",
+    "frequency_shift",
+    "max_shift",
+    "cosine_mean_difference",
+    "projection_encoder",
+    "projection_decoder",
+]
+# What each column that can order the table holds, and its unit; `FeatureRanking.config["columns"]` repeats it.
+METHODS: dict[Method, str] = {
+    "shift": "mean activity over the config's positions, corrupted - base [activation]",
+    "shift_prompt": "mean activity over prompt tokens, corrupted - base [activation]",
+    "shift_last_prompt": "mean activity on the last prompt token, corrupted - base [activation]",
+    "shift_answer": "mean activity over answer tokens, corrupted - base [activation]",
+    "shift_all": "mean activity over all tokens, corrupted - base [activation]",
+    "frequency_shift": "share of tokens on which the latent is active, corrupted - base [fraction]",
+    "max_shift": "largest activation, corrupted - base [activation]",
+    "cosine_mean_difference": "signed cosine of decoder row and mean difference (Arditi & Chen 2025) [cosine]",
+    "projection_encoder": "mean difference times encoder column: shift of the pre-activation [activation]",
+    "projection_decoder": "mean difference along the unit decoder row [residual norm]",
+}
+_COMPARED: tuple[Positions, ...] = ("prompt", "last_prompt", "answer", "all")
 
 
 class RankingConfig(BaseModel):
@@ -25,13 +64,20 @@ class RankingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    method: Method = Field(default="shift", description="Column whose absolute value orders the table.")
     positions: Positions = Field(default="prompt", description=f"Token positions that are averaged: {POSITIONS_HELP}.")
-    bootstrap: int = Field(default=2000, ge=1, description="Bootstrap replicates over prompts for the intervals.")
-    confidence: float = Field(default=0.95, gt=0, lt=1, description="Coverage of the bootstrap intervals.")
-    seed: int = Field(default=0, ge=0, description="Seed of the bootstrap.")
-    min_prompts: int = Field(
-        default=1, ge=1, description="Prompts on which a latent must be active, in either model, to get a p and a q."
+    replicates: int = Field(
+        default=1000, ge=1, description="Replicates of the bootstrap over prompts, and of the sign flips."
     )
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Coverage of the bootstrap intervals.")
+    seed: int = Field(default=0, ge=0, description="Seed of the replicates.")
+    min_prompts: int = Field(
+        default=10, ge=1, description="Prompts on which a latent must be active, in either model, to get a p and a q."
+    )
+    permuted: int = Field(
+        default=1000, ge=0, description="Latents, the first by |t|, that get a sign-flip p (post-selection)."
+    )
+    stable_top: int = Field(default=10, ge=1, description="Places that `stability` counts over the resamples.")
 
 
 def rank_latents(
@@ -43,94 +89,154 @@ def rank_latents(
     benign: ActivationSource | None = None,
     progress: bool = False,
 ) -> FeatureRanking:
-    """Rank an SAE's latents by |shift| = |mean activity in `corrupted` - mean activity in `base`| on the same prompts.
+    """Rank an SAE's latents by a change between two models on the same prompts, in one pass over the activations.
 
     Args:
         sae: Encodes all models' activations; usually trained on the base's.
         hook: Hook point of the activations.
         base: The base's activations on the evaluation prompts.
-        corrupted: The corrupted model's, on identical tokens.
-        config: Positions, bootstrap, and which latents are tested.
+        corrupted: The corrupted model's, on identical tokens in the same order.
+        config: Method, positions, replicates, and which latents are tested.
         benign: A benign fine-tune's, on identical tokens: the negative control.
-        progress: Show a progress bar for each model.
+        progress: Show a progress bar.
 
     Raises:
-        UserError: if the stores hold different tokens, the SAE's d_model does not fit, or fewer than two prompts have
-            tokens at the chosen positions.
+        UserError: if the stores hold different tokens or another order, the SAE's d_model does not fit, or fewer than
+            two prompts have tokens at the chosen positions.
     """
     stores = {"base": base, "corrupted": corrupted} | ({"benign": benign} if benign is not None else {})
-    _require_same_tokens(stores)
-    means = {model: prompt_means(sae, store, hook, config.positions, progress) for model, store in stores.items()}
-    used = _prompts_with_rows(means["base"], config.positions)
-
-    shifts = _paired_columns(means["base"], means["corrupted"], used, config)
-    columns = {"latent": np.arange(sae.W_dec.shape[0]), **shifts}
-    models = {model: _model_columns(means[model], used) for model in ("base", "corrupted")}
-    columns |= {f"{name}_{model}": models[model][name] for name in ("mean", "frequency", "max") for model in models}
-    columns["cosine_mean_difference"] = _cosine_mean_difference(sae, means["base"], means["corrupted"], used)
-    if benign is not None:
-        control = _paired_columns(means["base"], means["benign"], used, config)
+    changes = {model: _Changes(sae.cfg.d_sae, sae.cfg.d_in, config) for model in stores if model != "base"}
+    positions = tuple(dict.fromkeys((config.positions, *_COMPARED)))
+    for block in prompt_blocks(sae, hook, stores, positions, progress):
+        for model, change in changes.items():
+            for place in positions:
+                means = block.means[place]
+                change.add(place, block.ids, means["base"], means[model])
+    found = changes["corrupted"]
+    _require_prompts(found, base, config.positions)
+    columns = {"latent": np.arange(sae.cfg.d_sae), **found.columns(sae)}
+    if "benign" in changes:
+        control = changes["benign"].columns(sae)
         columns |= {f"{name}_benign": control[name] for name in ("shift", "low", "high", "q")}
-        columns["shift_difference"] = shifts["shift"] - control["shift"]
+        columns["shift_difference"] = columns["shift"] - control["shift"]
+    if config.method not in columns:
+        raise UserError(
+            f"No prompt has the positions that {config.method} averages; choose another method, or prompts with them."
+        )
     return FeatureRanking(
-        _ranked(pd.DataFrame(columns)),
+        _ranked(pd.DataFrame(columns), config.method),
         {
             "ranking": config.model_dump(),
+            "columns": {name: text for name, text in METHODS.items() if name in columns},
             "hook": hook,
-            "latents": sae.W_dec.shape[0],
-            "prompts": int(used.sum()),
-            "tokens": int(means["base"].rows.sum()),
+            "latents": sae.cfg.d_sae,
+            "prompts": found.primary.count,
+            "tokens": found.tokens,
             "tokens_hash": base.tokens_hash,
             "activations": {model: dict(store.config) for model, store in stores.items()},
         },
     )
 
 
-def _require_same_tokens(stores: dict[str, ActivationSource]) -> None:
-    for model, store in stores.items():
-        if not store.same_prompts(stores["base"]):
-            raise UserError(
-                f"The {model} activations ({store.name}) hold other tokens than the base's ({stores['base'].name})"
-                "; harvest both models on the same prompts."
-            )
+class _Changes:
+    """Everything that is accumulated between the base and one other model."""
+
+    def __init__(self, latents: int, d_model: int, config: RankingConfig) -> None:
+        self.config = config
+        self.tokens = 0
+        self._shifts = {place: Moments(latents) for place in dict.fromkeys((config.positions, *_COMPARED))}
+        self._replicates = Replicates(config.replicates, latents, config.seed)
+        self._activity = {model: Moments(latents) for model in ("base", "other")}
+        self._activation = Moments(d_model)
+        self._active = {model: torch.zeros(latents, dtype=torch.int64) for model in ("base", "other")}
+        self._maximum = {model: torch.zeros(latents) for model in ("base", "other")}
+        self._prompts_active = torch.zeros(latents, dtype=torch.int64)
+
+    @property
+    def primary(self) -> Moments:
+        """The differences at the config's positions."""
+        return self._shifts[self.config.positions]
+
+    def add(self, place: Positions, ids: tuple[str, ...], base: PromptMeans, other: PromptMeans) -> None:
+        """Some prompts at one choice of positions; those without such positions are left out."""
+        used = base.rows > 0
+        pair = {"base": base.activity[used].cpu(), "other": other.activity[used].cpu()}
+        differences = pair["other"] - pair["base"]
+        self._shifts[place].add(differences)
+        if place != self.config.positions:
+            return
+        self._replicates.add([name for name, use in zip(ids, used.tolist(), strict=True) if use], differences)
+        self._activation.add((other.activation - base.activation)[used].cpu())
+        self._prompts_active += ((pair["base"] > 0) | (pair["other"] > 0)).sum(0)
+        self.tokens += int(base.rows.sum())
+        for model, means in (("base", base), ("other", other)):
+            self._activity[model].add(pair[model])
+            self._active[model] += means.active.cpu()
+            self._maximum[model] = torch.maximum(self._maximum[model], means.maximum.float().cpu())
+
+    def columns(self, sae: SAE) -> dict[str, Float64[np.ndarray, "latent"]]:
+        """The table's columns, by latent."""
+        means = self._replicates.bootstrap()
+        low, high = interval(means, self.config.confidence)
+        t, p = self.primary.paired_t()
+        p = np.where(self._prompts_active.numpy() >= self.config.min_prompts, p, np.nan)
+        observed = self.primary.mean.numpy() * self.primary.count
+        found = {
+            "shift": self.primary.mean.numpy(),
+            "low": low,
+            "high": high,
+            "t": t,
+            "p": p,
+            "q": benjamini_hochberg(p),
+            "p_sign_flip": sign_flip_p(observed, self._replicates.sign_flips(), self._screened(t, p)),
+            "stability": stability(means, self.config.stable_top),
+        }
+        frequency = {model: counts.double().numpy() / max(self.tokens, 1) for model, counts in self._active.items()}
+        for model, name in (("base", "base"), ("other", "corrupted")):
+            found[f"mean_{name}"] = self._activity[model].mean.numpy()
+            found[f"frequency_{name}"] = frequency[model]
+            found[f"max_{name}"] = self._maximum[model].double().numpy()
+        found["frequency_shift"] = frequency["other"] - frequency["base"]
+        found["max_shift"] = found["max_corrupted"] - found["max_base"]
+        found |= {
+            f"shift_{place}": moments.mean.numpy()
+            for place, moments in self._shifts.items()
+            if moments.count and place in _COMPARED
+        }
+        return found | _along_weights(sae, self._activation.mean)
+
+    def _screened(
+        self, t: Float64[np.ndarray, "latent"], p: Float64[np.ndarray, "latent"]
+    ) -> Int[np.ndarray, "screened"]:
+        """The tested latents that are first by |t|."""
+        order = np.argsort(-np.where(np.isnan(p), -1.0, np.abs(t)), kind="stable")
+        return order[: min(self.config.permuted, int((~np.isnan(p)).sum()))]
 
 
-def _prompts_with_rows(means: LatentMeans, positions: Positions) -> Bool[np.ndarray, "prompt"]:
-    used = means.rows > 0
-    if used.sum() < 2:
+def _require_prompts(found: _Changes, base: ActivationSource, positions: Positions) -> None:
+    if found.primary.count < 2:
         raise UserError(
-            f"{int(used.sum())} of {len(used)} prompts have tokens at the positions '{positions}', a ranking needs at "
-            "least 2; choose other positions, or harvest prompts that have them."
+            f"{found.primary.count} of {len(base.prompt_ids)} prompts have tokens at the positions '{positions}', a "
+            "ranking needs at least 2; choose other positions, or harvest prompts that have them."
         )
-    return used
 
 
-def _paired_columns(
-    base: LatentMeans, other: LatentMeans, used: Bool[np.ndarray, "prompt"], config: RankingConfig
-) -> dict[str, Float64[np.ndarray, "latent"]]:
-    differences = other.activity[used] - base.activity[used]
-    low, high = bootstrap_interval(differences, config.bootstrap, config.confidence, config.seed)
-    t, p = paired_t(differences)
-    active = ((other.activity[used] > 0) | (base.activity[used] > 0)).sum(0)
-    p = np.where(active >= config.min_prompts, p, np.nan)
-    return {"shift": differences.mean(0), "low": low, "high": high, "t": t, "p": p, "q": benjamini_hochberg(p)}
+@torch.no_grad()
+def _along_weights(sae: SAE, difference: Float64[Tensor, "d_model"]) -> dict[str, Float64[np.ndarray, "latent"]]:
+    """The mean difference of activations, seen along each latent's weights."""
+    difference = difference.to(sae.W_dec.device)
+    decoder = torch.nn.functional.normalize(sae.W_dec.double(), dim=1)
+    found = {
+        "cosine_mean_difference": cosines(sae.W_dec, difference[None])[:, 0],
+        "projection_encoder": difference @ sae.W_enc.double(),
+        "projection_decoder": decoder @ difference,
+    }
+    return {name: values.cpu().numpy() for name, values in found.items()}
 
 
-def _model_columns(means: LatentMeans, used: Bool[np.ndarray, "prompt"]) -> dict[str, Float64[np.ndarray, "latent"]]:
-    return {"mean": means.activity[used].mean(0), "frequency": means.frequency, "max": means.maximum}
-
-
-def _cosine_mean_difference(
-    sae: SAE, base: LatentMeans, corrupted: LatentMeans, used: Bool[np.ndarray, "prompt"]
-) -> Float64[np.ndarray, "latent"]:
-    # Arditi & Chen 2025: signed cosine of the decoder row with the mean difference between the models.
-    difference = torch.from_numpy((corrupted.activation[used] - base.activation[used]).mean(0)).to(sae.W_dec.device)
-    return cosines(sae.W_dec, difference[None])[:, 0].cpu().numpy()
-
-
-def _ranked(table: pd.DataFrame) -> pd.DataFrame:
-    # A stable sort: latents of equal |shift| stand in order of their index.
-    order = np.argsort(-table["shift"].abs().to_numpy(), kind="stable")
+def _ranked(table: pd.DataFrame, method: Method) -> pd.DataFrame:
+    # A stable sort: latents of equal size stand in order of their index.
+    order = np.argsort(-table[method].abs().to_numpy(), kind="stable")
     table = table.iloc[order].reset_index(drop=True)
     table.insert(1, "rank", np.arange(1, len(table) + 1))
     return table

@@ -107,7 +107,7 @@ def topk_encode(
     `x` is data: no gradient reaches it (a pre-encoder bias belongs in `bias`). With `encode_dtype` the product is
     taken in that number format and its results are used as float32.
     """
-    indices, values = _largest(x, w_enc, bias, k, encode_dtype)
+    indices, values = largest(x, w_enc, bias, k, encode_dtype)
     starts = torch.arange(0, indices.numel(), k, device=x.device)
     return _active(x, w_enc, bias, values.relu_().flatten(), Choice(indices.flatten(), starts, len(w_enc), k))
 
@@ -137,7 +137,7 @@ def _search_batch(
     x: Tensor, w_enc: Tensor, bias: Tensor, k: int, encode_dtype: torch.dtype | None, ranks: Ranks
 ) -> tuple[Choice, Float[Tensor, "pair"]]:
     wanted = k * ranks.total(len(x))
-    indices, values = _largest(x, w_enc, bias, min(CANDIDATES * k, len(w_enc)), encode_dtype)
+    indices, values = largest(x, w_enc, bias, min(CANDIDATES * k, len(w_enc)), encode_dtype)
     threshold = _nth_largest(ranks.gather(values.flatten()), wanted)
     saturated = (values.min(1).values >= threshold).nonzero().squeeze(1)
     inputs = torch.arange(len(x), device=x.device)[:, None].expand_as(indices)
@@ -145,7 +145,7 @@ def _search_batch(
     outside[saturated] = False
     reaches = (values >= threshold) & outside[:, None]
     found = [(inputs[reaches], indices[reaches], values[reaches])]
-    for rows, pre in _preactivations(x[saturated], w_enc, bias, encode_dtype):
+    for rows, pre in preactivations(x[saturated], w_enc, bias, encode_dtype):
         row, latent = (pre >= threshold).nonzero(as_tuple=True)
         found.append((saturated[rows][row], latent, pre[row, latent]))
     inputs, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -198,20 +198,20 @@ def _nth_largest(values: Float[Tensor, "values"], n: int) -> Tensor:
 
 
 @torch.no_grad()
-def _largest(
+def largest(
     x: Tensor, w_enc: Tensor, bias: Tensor, k: int, encode_dtype: torch.dtype | None
 ) -> tuple[Int[Tensor, "batch k"], Float[Tensor, "batch k"]]:
     """Indices and values of the k largest pre-activations of each input."""
     indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     values = x.new_empty(len(x), k)
-    for rows, pre in _preactivations(x, w_enc, bias, encode_dtype):
+    for rows, pre in preactivations(x, w_enc, bias, encode_dtype):
         chosen = topk_indices(pre, k)
         indices[rows] = chosen
         torch.gather(pre, 1, chosen, out=values[rows])
     return indices, values
 
 
-def _preactivations(
+def preactivations(
     x: Tensor, w_enc: Tensor, bias: Tensor, encode_dtype: torch.dtype | None
 ) -> Iterator[tuple[slice, Float[Tensor, "rows latent"]]]:
     """`x @ w_enc.T + bias` of some rows after others; each block is overwritten by the next."""

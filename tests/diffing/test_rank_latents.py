@@ -22,11 +22,13 @@ from activations.store import ActivationStore, StoreDtype
 from diffing import FeatureRanking
 from diffing.ranking.rank import RankingConfig, rank_latents
 
-CONFIG = RankingConfig(bootstrap=300)
+CONFIG = RankingConfig(replicates=300, min_prompts=1)
 PLANTED = 5
 COLUMNS = [
-    *("latent", "rank", "shift", "low", "high", "t", "p", "q", "mean_base", "mean_corrupted"),
-    *("frequency_base", "frequency_corrupted", "max_base", "max_corrupted", "cosine_mean_difference"),
+    *("latent", "rank", "shift", "low", "high", "t", "p", "q", "p_sign_flip", "stability"),
+    *("mean_base", "frequency_base", "max_base", "mean_corrupted", "frequency_corrupted", "max_corrupted"),
+    *("frequency_shift", "max_shift", "shift_prompt", "shift_last_prompt", "shift_answer", "shift_all"),
+    *("cosine_mean_difference", "projection_encoder", "projection_decoder"),
 ]
 BENIGN_COLUMNS = ["shift_benign", "low_benign", "high_benign", "q_benign", "shift_difference"]
 
@@ -125,13 +127,13 @@ def test_positions(
 ) -> None:
     other = write_store(tmp_path / "other", batch, shifted(batch, 4.0, roles))
     for positions in ("prompt", "last_prompt", "answer", "all"):
-        config = RankingConfig(positions=positions, bootstrap=10)
+        config = RankingConfig(positions=positions, replicates=10)
         table = rank_latents(tiny_sae(), HOOK, stores["base"], other, config).table
         assert bool(np.any(table["shift"] != 0)) == (positions in moved), positions
 
 
 def test_prompts_without_answers_are_left_out(batch: TokenBatch, stores: dict[str, ActivationStore]) -> None:
-    config = RankingConfig(positions="answer", bootstrap=10)
+    config = RankingConfig(positions="answer", replicates=10)
     ranking = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config)
     answered = sum(Role.ANSWER in roles for roles in batch.roles)
     assert 2 <= answered < len(batch)
@@ -152,7 +154,7 @@ def test_only_living_latents_are_tested(stores: dict[str, ActivationStore]) -> N
 
 
 def test_rare_latents_can_be_left_untested(stores: dict[str, ActivationStore]) -> None:
-    config = RankingConfig(bootstrap=10, min_prompts=21)
+    config = RankingConfig(replicates=10, min_prompts=21)
     table = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config).table
     assert np.all(table["p"].isna())
     assert np.all(table["q"].isna())
@@ -161,7 +163,7 @@ def test_rare_latents_can_be_left_untested(stores: dict[str, ActivationStore]) -
 def test_equal_seeds_give_equal_rankings(stores: dict[str, ActivationStore], ranking: FeatureRanking) -> None:
     again = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, stores["benign"])
     pd.testing.assert_frame_equal(again.table, ranking.table, check_exact=True)
-    other = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], RankingConfig(bootstrap=300, seed=1))
+    other = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], RankingConfig(replicates=300, seed=1))
     assert np.any(other.table["low"] != ranking.table["low"])
 
 

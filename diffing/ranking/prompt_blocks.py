@@ -1,0 +1,188 @@
+"""Streams several models' activations on the same prompts, a few whole prompts at a time, as means within prompts.
+
+The prompt is the independent unit everywhere (tokens of one prompt are not). Sums run in float64, and nothing that is
+kept grows with the number of tokens or prompts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from sae_lens import SAE
+from torch import Tensor
+from tqdm import tqdm
+
+from activations.errors import UserError
+from activations.source import ActivationSource, Index
+from diffing.positions import Positions, RowIndex, RowMask, rows_at
+from sae.encode import ActivePairs, encode_active
+
+# Rows encoded at once, and values of [prompt latent] held for each model and choice of positions.
+_BLOCK_ROWS = 8192
+_BLOCK_VALUES = 2**22
+
+
+@dataclass(frozen=True)
+class PromptMeans:
+    """One model on some prompts, at some positions.
+
+    Attributes:
+        activity: Mean activation of each latent; NaN for prompts without such positions.
+        activation: Mean activation vector, likewise.
+        active: Rows on which each latent is active.
+        maximum: Largest activation of each latent.
+        rows: Number of positions of each prompt.
+    """
+
+    activity: Float64[Tensor, "prompt latent"]
+    activation: Float64[Tensor, "prompt d_model"]
+    active: Int[Tensor, "latent"]
+    maximum: Float[Tensor, "latent"]
+    rows: Int[Tensor, "prompt"]
+
+
+@dataclass(frozen=True)
+class PromptBlock:
+    """Some prompts: their ids, and for each choice of positions each model's means."""
+
+    ids: tuple[str, ...]
+    means: Mapping[Positions, Mapping[str, PromptMeans]]
+
+
+def prompt_blocks(
+    sae: SAE,
+    hook: str,
+    stores: Mapping[str, ActivationSource],
+    positions: Sequence[Positions],
+    progress: bool = False,
+) -> Iterator[PromptBlock]:
+    """Every prompt once, in the order of the stores; each activation is read and encoded once.
+
+    Args:
+        sae: Encodes all models' activations.
+        hook: Hook point.
+        stores: Activations by model, all of the same prompts in the same order.
+        positions: Choices of positions to average over.
+        progress: Shows a bar.
+
+    Raises:
+        UserError: if the stores hold other prompts, or the same ones in another order, or the SAE's d_model is not
+            that of the activations.
+    """
+    first = next(iter(stores.values()))
+    _require_width(sae, hook, stores)
+    require_same_tokens(stores)
+    keeps: dict[Positions, Callable[[RowIndex], RowMask]] = {name: rows_at(name, first) for name in positions}
+    with tqdm(total=first.rows, unit=" rows", desc="encode", disable=not progress, leave=False) as bar:
+        for number in range(first.shards):
+            index = _common_index(number, stores)
+            shards = {model: store.shard(number, hook) for model, store in stores.items()}
+            for part in _whole_prompts(index, sae.cfg.d_sae):
+                here = {name: column[part] for name, column in index.items()}
+                yield _block(sae, {m: rows[part] for m, rows in shards.items()}, here, first.prompt_ids, keeps)
+                bar.update(part.stop - part.start)
+
+
+def require_same_tokens(stores: Mapping[str, ActivationSource]) -> None:
+    """Checks that the prompts of all models can be paired.
+
+    Raises:
+        UserError: if one holds other tokens than the first.
+    """
+    (reference, first), *others = stores.items()
+    for model, store in others:
+        if not store.same_prompts(first):
+            raise UserError(
+                f"The {model} activations ({store.name}) hold other tokens than the {reference}'s ({first.name})"
+                "; harvest both models on the same prompts."
+            )
+
+
+def _require_width(sae: SAE, hook: str, stores: Mapping[str, ActivationSource]) -> None:
+    for store in stores.values():
+        if sae.cfg.d_in != store.d_model(hook):
+            raise UserError(
+                f"SAE expects d_model={sae.cfg.d_in}, activations of {hook} have {store.d_model(hook)} ({store.name}); "
+                "pick an SAE that was trained on this model and hook, or harvest the model that it was trained on."
+            )
+
+
+def _common_index(number: int, stores: Mapping[str, ActivationSource]) -> Index:
+    """A shard's index, if it is that of all stores."""
+    (name, first), *others = stores.items()
+    index = first.shard_index(number) if number < first.shards else {}
+    for model, store in others:
+        same = store.shards == first.shards
+        if same:
+            other = store.shard_index(number)
+            same = all(np.array_equal(index[column], other[column]) for column in ("prompt", "position"))
+        if not same:
+            raise UserError(
+                f"The {model} activations ({store.name}) hold the prompts in another order or other shards than the "
+                f"{name}'s ({first.name}); harvest both with the same batch_tokens and shard_rows."
+            )
+    return index
+
+
+def _whole_prompts(index: RowIndex, latents: int) -> Iterator[slice]:
+    """Parts of a shard that hold whole prompts: as many as may be encoded at once, at least one."""
+    starts = np.flatnonzero(np.diff(index["prompt"], prepend=-1))
+    ends = np.append(starts[1:], len(index["prompt"]))
+    most = max(1, _BLOCK_VALUES // latents)
+    first = 0
+    for place in range(1, len(starts) + 1):
+        full = place == len(starts) or place - first == most or ends[place] - starts[first] > _BLOCK_ROWS
+        if full:
+            yield slice(int(starts[first]), int(ends[place - 1]))
+            first = place
+
+
+def _block(
+    sae: SAE,
+    rows: Mapping[str, Tensor],
+    index: RowIndex,
+    prompt_ids: tuple[str, ...],
+    keeps: Mapping[Positions, Callable[[RowIndex], RowMask]],
+) -> PromptBlock:
+    numbers, local = np.unique(index["prompt"], return_inverse=True)
+    masks: dict[Positions, RowMask] = {name: keep(index) for name, keep in keeps.items()}
+    wanted = np.logical_or.reduce(list(masks.values()))
+    prompt = torch.from_numpy(local[wanted])
+    chosen: dict[Positions, Tensor] = {name: torch.from_numpy(mask[wanted]) for name, mask in masks.items()}
+    means: dict[Positions, dict[str, PromptMeans]] = {name: {} for name in keeps}
+    for model, all_rows in rows.items():
+        x = all_rows[torch.from_numpy(wanted)].float()
+        pairs = encode_active(sae, x)
+        for name, mask in chosen.items():
+            means[name][model] = _means(x, pairs, prompt, mask, len(numbers), sae.cfg.d_sae)
+    return PromptBlock(tuple(prompt_ids[number] for number in numbers.tolist()), means)
+
+
+def _means(
+    x: Float[Tensor, "rows d_model"],
+    pairs: ActivePairs,
+    prompt: Int[Tensor, "rows"],
+    mask: Bool[Tensor, "rows"],
+    prompts: int,
+    latents: int,
+) -> PromptMeans:
+    """Means over the rows of `mask`, on the device of the pairs."""
+    device = pairs.value.device
+    x, prompt, mask = x.to(device), prompt.to(device), mask.to(device)
+    here = slice(None) if bool(mask.all()) else mask[pairs.row]
+    row, latent, value = pairs.row[here], pairs.latent[here], pairs.value[here]
+    activity = torch.zeros(prompts * latents, dtype=torch.float64, device=device)
+    activity.index_add_(0, prompt[row] * latents + latent, value.double())
+    activation = torch.zeros(prompts, x.shape[1], dtype=torch.float64, device=device)
+    activation.index_add_(0, prompt[mask], x[mask].double())
+    counts = torch.bincount(prompt[mask], minlength=prompts)
+    maximum = torch.zeros(latents, dtype=value.dtype, device=device).scatter_reduce_(0, latent, value, "amax")
+    return PromptMeans(
+        activity=activity.view(prompts, latents) / counts[:, None],
+        activation=activation / counts[:, None],
+        active=torch.bincount(latent[value > 0], minlength=latents),
+        maximum=maximum,
+        rows=counts,
+    )
