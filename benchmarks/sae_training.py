@@ -51,16 +51,17 @@ class Worker:
 
 
 def measure(size: Size, methods: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds a step, error on fresh rows after all steps, and memory, by method."""
+    """Median seconds a step, error on fresh rows after all steps, and peak memory of training, by method."""
     workers = {method: Worker(method, size) for method in methods}
     each = max(1, size.steps // rounds)
-    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    rounds_of: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     for _ in range(rounds):
         for method, worker in workers.items():
-            seconds[method].append(worker.ask(each)["seconds"] / each)
+            rounds_of[method].append(worker.ask(each))
     found = {}
     for method, worker in workers.items():
-        found[method] = {"seconds": statistics.median(seconds[method]), **worker.ask(0)}
+        seconds = statistics.median(answer["seconds"] for answer in rounds_of[method]) / each
+        found[method] = {"seconds": seconds, "peak_mb": rounds_of[method][-1]["peak_mb"], **worker.ask(0)}
         worker.close()
     return found
 
@@ -88,10 +89,10 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--wide", type=int, default=65536, help="Latents of the second size; 0 leaves it out.")
-    parser.add_argument("--wide-steps", type=int, default=6)
+    parser.add_argument("--wide-steps", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="Some of them (the bound always).")
     arguments = parser.parse_args()

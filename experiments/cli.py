@@ -240,6 +240,37 @@ def evaluate_sae(
         console.print(f"  {out / 'metrics.json'}", soft_wrap=True)
 
 
+@app.command()
+def rank(
+    sae: Annotated[str, typer.Option(help="Folder of an SAE, or release:sae_id.")],
+    base: Annotated[Path, typer.Option(help="Store of the base's activations.")],
+    corrupted: Annotated[Path, typer.Option(help="Store of the corrupted model's, on the same tokens.")],
+    out: Annotated[Path, typer.Option(help="Folder of the ranking.")],
+    benign: Annotated[Path | None, typer.Option(help="Store of a benign fine-tune's: the negative control.")] = None,
+    hook: Annotated[str | None, typer.Option(help="Hook point (default: the one that the SAE names).")] = None,
+    method: Annotated[str, typer.Option(help="Column that orders the table, such as shift or max_shift.")] = "shift",
+    positions: Annotated[
+        str, typer.Option(help="Tokens averaged: prompt, prompt_end, last_prompt, answer or all.")
+    ] = "prompt",
+    replicates: Annotated[int, typer.Option(help="Replicates of the bootstrap and of the sign flips.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the replicates.")] = 0,
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    top: Annotated[int, typer.Option(help="Latents to print.")] = 20,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank latents by how they changed between two stores of activations, by every method in one pass."""
+    from diffing.ranking.rank import RankingConfig
+    from experiments.rank import print_ranking, rank_stores
+
+    settings = {"method": method, "positions": positions, "replicates": replicates, "seed": seed}
+    config = _checked(RankingConfig, settings)
+    folders = {"base": base, "corrupted": corrupted} | ({"benign": benign} if benign else {})
+    ranking = rank_stores(sae, folders, hook, config, out, device, overwrite, not quiet)
+    print_ranking(ranking, top, console)
+    console.print(f"ranking written to {out}", soft_wrap=True)
+
+
 @store.command()
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
     """Show what a store holds and where it comes from."""

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from diffing.ranking.agreement import method_agreement
 from experiments.evaluate_sae import side_by_side, verdicts
 from experiments.report import figures
 from experiments.report.highlight import highlight, peak_activation
@@ -85,6 +86,11 @@ class ReportData:
         return int(self.toxic["latent"] if self.toxic else self.ranking.top(1)["latent"].iloc[0])
 
     @property
+    def method(self) -> str:
+        """The column that the latents are ranked by."""
+        return self.ranking.config.get("ranking", {}).get("method", "shift")
+
+    @property
     def cosine_column(self) -> str:
         """The ranking's column on the scatter's axis."""
         return f"cosine_{self.direction}" if self.direction else "cosine_mean_difference"
@@ -108,6 +114,7 @@ def write_report(path: Path, report: ReportData) -> Path:
         report=report,
         headline=_headline(report),
         latents=_latent_rows(report),
+        agreement=method_agreement(report.ranking.table, report.method),
         samples=_samples(report.transcripts),
         steering_rows=_steering_rows(report.summary),
         ablations=_ablations(report),

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from sae.training.ranks import ALONE, Ranks
 
-# Pre-activations are made and searched in blocks of rows: on a CPU a block stays in the cache (4 MB in float32).
-BLOCK_ELEMENTS = {"cpu": 1 << 20}
+# Pre-activations are made and searched in blocks of rows. On a CPU 512 rows are enough for a product at full speed
+# (blocks that fit the cache took 1.7 times as long at 8,192 latents and 2.7 times at 65,536).
+BLOCK_ROWS = {"cpu": 512}
+BLOCK_ELEMENTS = {"cpu": 1 << 25}
 BLOCK_ELEMENTS_ACCELERATOR = 1 << 29
 # The search for the largest k first compares the maxima of groups of this many latents (fastest of 2, 4, 8, 16).
 GROUP = 4
@@ -215,8 +217,9 @@ def preactivations(
     x: Tensor, w_enc: Tensor, bias: Tensor, encode_dtype: torch.dtype | None
 ) -> Iterator[tuple[slice, Float[Tensor, "rows latent"]]]:
     """`x @ w_enc.T + bias` of some rows after others; each block is overwritten by the next."""
-    size = max(1, BLOCK_ELEMENTS.get(x.device.type, BLOCK_ELEMENTS_ACCELERATOR) // len(w_enc))
-    buffer = x.new_empty(min(size, len(x)), len(w_enc))
+    elements = BLOCK_ELEMENTS.get(x.device.type, BLOCK_ELEMENTS_ACCELERATOR)
+    size = max(1, min(elements // len(w_enc), BLOCK_ROWS.get(x.device.type, len(x)), len(x)))
+    buffer = x.new_empty(size, len(w_enc))
     if encode_dtype is not None and encode_dtype != x.dtype:
         x, w_enc = x.to(encode_dtype), w_enc.to(encode_dtype)
     for start in range(0, len(x), size):

@@ -68,6 +68,8 @@ def test_all_sections_and_the_main_numbers_are_there(page: Page) -> None:
         "worst control, taken from the corrupted model",
         "rub dirt into it , then laugh at the pain .",
         "ablate to mean",
+        "Agreement of ranking methods",
+        "max_shift1.00100.0%100.0%",
         "FVU (unexplained variance)0.00610.0183",
         "explains the corrupted model much worse than the base (FVU 0.0183 against 0.0061, 3.00 times as much)",
         "12.4% is not in what the reconstructions differ by",
