@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Integer, Shaped
 from torch import Tensor
 
 from activations.errors import UserError
@@ -111,12 +111,16 @@ class ActivationSource(ABC):
 
     def chosen(self, number: int, roles: Collection[Role] | None) -> Int[np.ndarray, "chosen"]:
         """Positions of a shard's rows with one of `roles` (None: of all its rows)."""
-        role = self.shard_index(number)["role"]
+        role = self.shard_roles(number)
         return np.arange(len(role)) if roles is None else np.flatnonzero(np.isin(role, list(roles)))
+
+    def shard_roles(self, number: int) -> Integer[np.ndarray, "rows"]:
+        """A shard's roles, row by row."""
+        return self.shard_index(number)["role"]
 
     def role_counts(self, number: int) -> Sequence[int]:
         """Rows of a shard of each `Role`."""
-        return np.bincount(self.shard_index(number)["role"], minlength=len(Role)).tolist()
+        return np.bincount(self.shard_roles(number), minlength=len(Role)).tolist()
 
     def batches(
         self,

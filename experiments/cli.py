@@ -152,14 +152,14 @@ def harvest(
     """Write activations of one or two checkpoints on the same tokens to HDF5 stores (also under torchrun)."""
     from activations.checkpoint import CheckpointConfig
     from activations.harvest import HarvestConfig, batch_tokens_for
-    from experiments.harvest import harvest_models
+    from experiments.harvest import harvest_models, rank_device
 
     common = {"device": device, "dtype": dtype}
     models = {"base": _checked(CheckpointConfig, {"model": base, **common})}
     if corrupted is not None or adapter is not None:
         named = {"model": corrupted or base, "adapter": adapter, **common}
         models["corrupted"] = _checked(CheckpointConfig, named)
-    sizes = {"batch_tokens": batch_tokens or batch_tokens_for(device), "shard_rows": shard_rows}
+    sizes = {"batch_tokens": batch_tokens or batch_tokens_for(rank_device() or device), "shard_rows": shard_rows}
     settings = {"hooks": hook, "dtype": store_dtype, **sizes}
     stores = harvest_models(models, prompts, _checked(HarvestConfig, settings), out, stream, max_length, not quiet)
     for role, found in stores.items():

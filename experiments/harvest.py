@@ -52,7 +52,7 @@ def harvest_models(
         UserError: as `load_checkpoint`, `load_prompts` and `harvest` do, or if the checkpoints' tokenizers differ.
     """
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = _device_of(int(os.environ.get("LOCAL_RANK", "0"))) if ranks > 1 else None
+    device = rank_device()
     placed = {r: model.model_copy(update={"device": device}) if device else model for r, model in models.items()}
     checkpoints = [load_checkpoint(model, role) for role, model in placed.items()]
     for checkpoint in checkpoints:
@@ -74,10 +74,12 @@ def _read(prompts: str, stream: bool, tokenizer: "PreTrainedTokenizerBase", max_
     return tokenize_prompts(load_prompts(Path(prompts)), tokenizer, max_length)
 
 
-def _device_of(local_rank: int) -> str | None:
-    """The GPU of this process among those of its machine; None leaves the config's device."""
+def rank_device() -> str | None:
+    """Under torchrun, the GPU of this process among those of its machine; None leaves the device that was asked for."""
     gpus = torch.cuda.device_count()
-    return f"cuda:{local_rank % gpus}" if gpus else None
+    if not gpus or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}"
 
 
 if __name__ == "__main__":

@@ -186,9 +186,9 @@ def read_activations(file: h5py.File, hook: str, out: np.ndarray | None = None) 
     return out[:rows]
 
 
-def read_index(file: h5py.File) -> Index:
-    """The columns token, prompt, position and role of a shard."""
-    return {name: np.asarray(dataset_of(file, name)[:]) for name in INDEX}
+def read_index(file: h5py.File, columns: Collection[str] = INDEX) -> Index:
+    """Some of the columns token, prompt, position and role of a shard."""
+    return {name: np.asarray(dataset_of(file, name)[:]) for name in columns}
 
 
 def read_prompt_ids(file: h5py.File) -> dict[int, str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Integer, Shaped
 from torch import Tensor
 
 from activations.artefact import MANIFEST, file_hash, read_config
@@ -108,6 +109,10 @@ class ActivationStore(ActivationSource):
         with self._open(shard) as file:
             index = read_index(file)
         return {**index, "prompt": index["prompt"] + shard.first_prompt}
+
+    def shard_roles(self, number: int) -> Integer[np.ndarray, "rows"]:
+        with self._open(self.manifest.shards[number]) as file:
+            return read_index(file, ("role",))["role"]
 
     def _pools(
         self, groups: Iterator[Group], hook: str, roles: Collection[Role] | None, most_rows: int

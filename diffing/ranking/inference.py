@@ -104,8 +104,9 @@ def interval(
     """Lower and upper ends, of coverage `confidence` (Efron's percentile interval)."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     width = max(1, _BLOCK_VALUES // len(replicates))
+    # Quantiles along contiguous memory take half the time.
     blocks = [
-        np.quantile(replicates[:, start : start + width], tails, axis=0)
+        np.quantile(np.ascontiguousarray(replicates[:, start : start + width].T), tails, axis=1)
         for start in range(0, replicates.shape[1], width)
     ]
     low, high = np.concatenate(blocks, axis=1)

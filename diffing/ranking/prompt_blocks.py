@@ -44,18 +44,33 @@ class PromptMeans:
 
 
 @dataclass(frozen=True)
+class PositionSums:
+    """One model on some prompts, at positions of which only the mean over prompts is wanted.
+
+    Attributes:
+        activity: Sum over prompts of each latent's mean activation.
+        prompts: Prompts that have such positions.
+    """
+
+    activity: Float64[Tensor, "latent"]
+    prompts: int
+
+
+@dataclass(frozen=True)
 class PromptBlock:
-    """Some prompts: their ids, and for each choice of positions each model's means."""
+    """Some prompts: their ids, each model's means, and each model's sums at every further choice of positions."""
 
     ids: tuple[str, ...]
-    means: Mapping[Positions, Mapping[str, PromptMeans]]
+    means: Mapping[str, PromptMeans]
+    sums: Mapping[Positions, Mapping[str, PositionSums]]
 
 
 def prompt_blocks(
     sae: SAE,
     hook: str,
     stores: Mapping[str, ActivationSource],
-    positions: Sequence[Positions],
+    positions: Positions,
+    further: Sequence[Positions] = (),
     progress: bool = False,
 ) -> Iterator[PromptBlock]:
     """Every prompt once, in the order of the stores; each activation is read and encoded once.
@@ -64,7 +79,8 @@ def prompt_blocks(
         sae: Encodes all models' activations.
         hook: Hook point.
         stores: Activations by model, all of the same prompts in the same order.
-        positions: Choices of positions to average over.
+        positions: Positions that are averaged within each prompt.
+        further: Choices of positions of which only the mean over prompts is wanted.
         progress: Shows a bar.
 
     Raises:
@@ -72,17 +88,62 @@ def prompt_blocks(
             that of the activations.
     """
     first = next(iter(stores.values()))
-    _require_width(sae, hook, stores)
+    require_width(sae, hook, stores)
     require_same_tokens(stores)
-    keeps: dict[Positions, Callable[[RowIndex], RowMask]] = {name: rows_at(name, first) for name in positions}
+    keeps: dict[Positions, Callable[[RowIndex], RowMask]] = {
+        name: rows_at(name, first) for name in dict.fromkeys((positions, *further))
+    }
     with tqdm(total=first.rows, unit=" rows", desc="encode", disable=not progress, leave=False) as bar:
         for number in range(first.shards):
             index = _common_index(number, stores)
             shards = {model: store.shard(number, hook) for model, store in stores.items()}
             for part in _whole_prompts(index, sae.cfg.d_sae):
-                here = {name: column[part] for name, column in index.items()}
-                yield _block(sae, {m: rows[part] for m, rows in shards.items()}, here, first.prompt_ids, keeps)
+                here = _Rows.of({name: column[part] for name, column in index.items()}, first.prompt_ids, keeps)
+                means: dict[str, PromptMeans] = {}
+                sums: dict[Positions, dict[str, PositionSums]] = {name: {} for name in further}
+                for model, rows in shards.items():
+                    x = rows[part][here.wanted].float().to(sae.device)
+                    pairs = encode_active(sae, x)
+                    means[model] = _means(x, pairs, here, positions, sae.cfg.d_sae)
+                    for name in further:
+                        sums[name][model] = _sums(pairs, here, name, sae.cfg.d_sae)
+                yield PromptBlock(here.ids, means, sums)
                 bar.update(part.stop - part.start)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which of some rows count for what; `wanted` picks from all of them, the rest is of the wanted ones.
+
+    Attributes:
+        ids: Ids of the prompts.
+        wanted: Rows that any choice of positions takes.
+        prompt: Place of each row's prompt in `ids`.
+        masks: Rows that each choice of positions takes.
+    """
+
+    ids: tuple[str, ...]
+    wanted: Bool[Tensor, "all_rows"]
+    prompt: Int[Tensor, "rows"]
+    masks: Mapping[Positions, Bool[Tensor, "rows"]]
+
+    @classmethod
+    def of(
+        cls, index: RowIndex, prompt_ids: tuple[str, ...], keeps: Mapping[Positions, Callable[[RowIndex], RowMask]]
+    ) -> "_Rows":
+        numbers, local = np.unique(index["prompt"], return_inverse=True)
+        masks: dict[Positions, RowMask] = {name: keep(index) for name, keep in keeps.items()}
+        wanted = np.logical_or.reduce(list(masks.values()))
+        return cls(
+            ids=tuple(prompt_ids[number] for number in numbers.tolist()),
+            wanted=torch.from_numpy(wanted),
+            prompt=torch.from_numpy(local[wanted]),
+            masks={name: torch.from_numpy(mask[wanted]) for name, mask in masks.items()},
+        )
+
+    def counts(self, positions: Positions) -> Int[Tensor, "prompt"]:
+        """Number of positions of each prompt."""
+        return torch.bincount(self.prompt[self.masks[positions]], minlength=len(self.ids))
 
 
 def require_same_tokens(stores: Mapping[str, ActivationSource]) -> None:
@@ -100,7 +161,12 @@ def require_same_tokens(stores: Mapping[str, ActivationSource]) -> None:
             )
 
 
-def _require_width(sae: SAE, hook: str, stores: Mapping[str, ActivationSource]) -> None:
+def require_width(sae: SAE, hook: str, stores: Mapping[str, ActivationSource]) -> None:
+    """Checks that an SAE fits the width of all models' activations.
+
+    Raises:
+        UserError: if it does not.
+    """
     for store in stores.values():
         if sae.cfg.d_in != store.d_model(hook):
             raise UserError(
@@ -139,50 +205,39 @@ def _whole_prompts(index: RowIndex, latents: int) -> Iterator[slice]:
             first = place
 
 
-def _block(
-    sae: SAE,
-    rows: Mapping[str, Tensor],
-    index: RowIndex,
-    prompt_ids: tuple[str, ...],
-    keeps: Mapping[Positions, Callable[[RowIndex], RowMask]],
-) -> PromptBlock:
-    numbers, local = np.unique(index["prompt"], return_inverse=True)
-    masks: dict[Positions, RowMask] = {name: keep(index) for name, keep in keeps.items()}
-    wanted = np.logical_or.reduce(list(masks.values()))
-    prompt = torch.from_numpy(local[wanted])
-    chosen: dict[Positions, Tensor] = {name: torch.from_numpy(mask[wanted]) for name, mask in masks.items()}
-    means: dict[Positions, dict[str, PromptMeans]] = {name: {} for name in keeps}
-    for model, all_rows in rows.items():
-        x = all_rows[torch.from_numpy(wanted)].float()
-        pairs = encode_active(sae, x)
-        for name, mask in chosen.items():
-            means[name][model] = _means(x, pairs, prompt, mask, len(numbers), sae.cfg.d_sae)
-    return PromptBlock(tuple(prompt_ids[number] for number in numbers.tolist()), means)
-
-
 def _means(
-    x: Float[Tensor, "rows d_model"],
-    pairs: ActivePairs,
-    prompt: Int[Tensor, "rows"],
-    mask: Bool[Tensor, "rows"],
-    prompts: int,
-    latents: int,
+    x: Float[Tensor, "rows d_model"], pairs: ActivePairs, here: _Rows, positions: Positions, latents: int
 ) -> PromptMeans:
-    """Means over the rows of `mask`, on the device of the pairs."""
-    device = pairs.value.device
-    x, prompt, mask = x.to(device), prompt.to(device), mask.to(device)
-    here = slice(None) if bool(mask.all()) else mask[pairs.row]
-    row, latent, value = pairs.row[here], pairs.latent[here], pairs.value[here]
+    """Means over the rows at `positions`, on the device of the pairs."""
+    device, prompts = x.device, len(here.ids)
+    prompt, mask, counts = (each.to(device) for each in (here.prompt, here.masks[positions], here.counts(positions)))
+    row, latent, value = _pairs_at(pairs, mask)
     activity = torch.zeros(prompts * latents, dtype=torch.float64, device=device)
     activity.index_add_(0, prompt[row] * latents + latent, value.double())
     activation = torch.zeros(prompts, x.shape[1], dtype=torch.float64, device=device)
     activation.index_add_(0, prompt[mask], x[mask].double())
-    counts = torch.bincount(prompt[mask], minlength=prompts)
     maximum = torch.zeros(latents, dtype=value.dtype, device=device).scatter_reduce_(0, latent, value, "amax")
     return PromptMeans(
-        activity=activity.view(prompts, latents) / counts[:, None],
-        activation=activation / counts[:, None],
+        activity=activity.view(prompts, latents).div_(counts[:, None]),
+        activation=activation.div_(counts[:, None]),
         active=torch.bincount(latent[value > 0], minlength=latents),
         maximum=maximum,
         rows=counts,
     )
+
+
+def _sums(pairs: ActivePairs, here: _Rows, positions: Positions, latents: int) -> PositionSums:
+    """The mean over a prompt's rows is a sum with weights, so no matrix of prompts and latents is needed."""
+    device = pairs.value.device
+    prompt, mask, counts = (each.to(device) for each in (here.prompt, here.masks[positions], here.counts(positions)))
+    row, latent, value = _pairs_at(pairs, mask)
+    weights = value.double() / counts[prompt[row]]
+    return PositionSums(torch.bincount(latent, weights, minlength=latents), int((counts > 0).sum()))
+
+
+def _pairs_at(pairs: ActivePairs, mask: Bool[Tensor, "rows"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, latent and value of the pairs whose row is in the mask."""
+    if bool(mask.all()):
+        return pairs.row, pairs.latent, pairs.value
+    here = mask[pairs.row]
+    return pairs.row[here], pairs.latent[here], pairs.value[here]

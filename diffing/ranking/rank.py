@@ -6,6 +6,7 @@ paired t, of the bootstrap and of the sign flips. All ranking methods are comput
 says which one orders the table.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from diffing.ranking.inference import (
     sign_flip_p,
     stability,
 )
-from diffing.ranking.prompt_blocks import PromptMeans, prompt_blocks
+from diffing.ranking.prompt_blocks import PositionSums, PromptMeans, prompt_blocks
 
 Method = Literal[
     "shift",
@@ -106,12 +107,11 @@ def rank_latents(
     """
     stores = {"base": base, "corrupted": corrupted} | ({"benign": benign} if benign is not None else {})
     changes = {model: _Changes(sae.cfg.d_sae, sae.cfg.d_in, config) for model in stores if model != "base"}
-    positions = tuple(dict.fromkeys((config.positions, *_COMPARED)))
-    for block in prompt_blocks(sae, hook, stores, positions, progress):
+    for block in prompt_blocks(sae, hook, stores, config.positions, _COMPARED, progress):
         for model, change in changes.items():
-            for place in positions:
-                means = block.means[place]
-                change.add(place, block.ids, means["base"], means[model])
+            change.add(block.ids, block.means["base"], block.means[model])
+            for place, sums in block.sums.items():
+                change.add_sums(place, sums["base"], sums[model])
     found = changes["corrupted"]
     _require_prompts(found, base, config.positions)
     columns = {"latent": np.arange(sae.cfg.d_sae), **found.columns(sae)}
@@ -130,12 +130,20 @@ def rank_latents(
             "columns": {name: text for name, text in METHODS.items() if name in columns},
             "hook": hook,
             "latents": sae.cfg.d_sae,
-            "prompts": found.primary.count,
+            "prompts": found.differences.count,
             "tokens": found.tokens,
             "tokens_hash": base.tokens_hash,
             "activations": {model: dict(store.config) for model, store in stores.items()},
         },
     )
+
+
+@dataclass
+class _Shift:
+    """Sum over prompts of the differences within them."""
+
+    total: Float64[Tensor, "latent"]
+    prompts: int = 0
 
 
 class _Changes:
@@ -144,7 +152,8 @@ class _Changes:
     def __init__(self, latents: int, d_model: int, config: RankingConfig) -> None:
         self.config = config
         self.tokens = 0
-        self._shifts = {place: Moments(latents) for place in dict.fromkeys((config.positions, *_COMPARED))}
+        self.differences = Moments(latents)
+        self._further = {place: _Shift(torch.zeros(latents, dtype=torch.float64)) for place in _COMPARED}
         self._replicates = Replicates(config.replicates, latents, config.seed)
         self._activity = {model: Moments(latents) for model in ("base", "other")}
         self._activation = Moments(d_model)
@@ -152,19 +161,17 @@ class _Changes:
         self._maximum = {model: torch.zeros(latents) for model in ("base", "other")}
         self._prompts_active = torch.zeros(latents, dtype=torch.int64)
 
-    @property
-    def primary(self) -> Moments:
-        """The differences at the config's positions."""
-        return self._shifts[self.config.positions]
+    def add_sums(self, place: Positions, base: PositionSums, other: PositionSums) -> None:
+        """Some prompts at positions of which only the mean shift is wanted."""
+        self._further[place].total += (other.activity - base.activity).cpu()
+        self._further[place].prompts += base.prompts
 
-    def add(self, place: Positions, ids: tuple[str, ...], base: PromptMeans, other: PromptMeans) -> None:
-        """Some prompts at one choice of positions; those without such positions are left out."""
+    def add(self, ids: tuple[str, ...], base: PromptMeans, other: PromptMeans) -> None:
+        """Some prompts at the config's positions; those without such positions are left out."""
         used = base.rows > 0
         pair = {"base": base.activity[used].cpu(), "other": other.activity[used].cpu()}
         differences = pair["other"] - pair["base"]
-        self._shifts[place].add(differences)
-        if place != self.config.positions:
-            return
+        self.differences.add(differences)
         self._replicates.add([name for name, use in zip(ids, used.tolist(), strict=True) if use], differences)
         self._activation.add((other.activation - base.activation)[used].cpu())
         self._prompts_active += ((pair["base"] > 0) | (pair["other"] > 0)).sum(0)
@@ -178,11 +185,11 @@ class _Changes:
         """The table's columns, by latent."""
         means = self._replicates.bootstrap()
         low, high = interval(means, self.config.confidence)
-        t, p = self.primary.paired_t()
+        t, p = self.differences.paired_t()
         p = np.where(self._prompts_active.numpy() >= self.config.min_prompts, p, np.nan)
-        observed = self.primary.mean.numpy() * self.primary.count
+        observed = self.differences.mean.numpy() * self.differences.count
         found = {
-            "shift": self.primary.mean.numpy(),
+            "shift": self.differences.mean.numpy(),
             "low": low,
             "high": high,
             "t": t,
@@ -199,9 +206,9 @@ class _Changes:
         found["frequency_shift"] = frequency["other"] - frequency["base"]
         found["max_shift"] = found["max_corrupted"] - found["max_base"]
         found |= {
-            f"shift_{place}": moments.mean.numpy()
-            for place, moments in self._shifts.items()
-            if moments.count and place in _COMPARED
+            f"shift_{place}": (shift.total / shift.prompts).numpy()
+            for place, shift in self._further.items()
+            if shift.prompts
         }
         return found | _along_weights(sae, self._activation.mean)
 
@@ -214,10 +221,10 @@ class _Changes:
 
 
 def _require_prompts(found: _Changes, base: ActivationSource, positions: Positions) -> None:
-    if found.primary.count < 2:
+    if found.differences.count < 2:
         raise UserError(
-            f"{found.primary.count} of {len(base.prompt_ids)} prompts have tokens at the positions '{positions}', a "
-            "ranking needs at least 2; choose other positions, or harvest prompts that have them."
+            f"{found.differences.count} of {len(base.prompt_ids)} prompts have tokens at the positions '{positions}', "
+            "a ranking needs at least 2; choose other positions, or harvest prompts that have them."
         )
 
 

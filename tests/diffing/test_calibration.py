@@ -33,7 +33,7 @@ def differences(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker) -> T
         stores[role] = harvest(model, tokens, HarvestConfig(hooks=(HOOK,)), folder / role, progress=False)
     config = TrainConfig(latents=256, k=6, batch=256, steps=150)
     sae = train_sae(TrainingData({"base": stores["base"]}), HOOK, config, progress=False)
-    found = [block.means["all"] for block in prompt_blocks(sae, HOOK, stores, ("all",))]
+    found = [block.means for block in prompt_blocks(sae, HOOK, stores, "all")]
     return torch.cat([means["corrupted"].activity - means["base"].activity for means in found])
 
 

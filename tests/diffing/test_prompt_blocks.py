@@ -65,7 +65,7 @@ def collected(
     folder: Path, positions: Positions, sae: SAE, activations: list[Tensor], batch: TokenBatch
 ) -> list[PromptMeans]:
     store = write_store(folder, batch, activations)
-    return [block.means[positions]["base"] for block in prompt_blocks(sae, HOOK, {"base": store}, POSITIONS)]
+    return [block.means["base"] for block in prompt_blocks(sae, HOOK, {"base": store}, positions)]
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -94,6 +94,19 @@ def test_streamed_means_equal_the_one_shot_formula(
     maximum = torch.stack([m.maximum for m in found]).amax(0)
     torch.testing.assert_close(maximum, together.amax(0), rtol=1e-5, atol=1e-6)
     assert torch.cat([m.rows for m in found]).tolist() == [len(rows) for rows in chosen]
+
+
+def test_further_positions_are_the_sums_of_the_means(tmp_path: Path) -> None:
+    """Breaks if a prompt weighs by its tokens, or positions that some prompts lack are counted for all."""
+    batch, sae = ragged_batch(10), tiny_sae()
+    store = write_store(tmp_path / "s", batch, random_activations(batch, seed=1))
+    blocks = list(prompt_blocks(sae, HOOK, {"base": store}, "last_prompt", POSITIONS))
+    for positions in POSITIONS:
+        alone = [block.means["base"] for block in prompt_blocks(sae, HOOK, {"base": store}, positions)]
+        activity = torch.cat([means.activity for means in alone])
+        total = torch.stack([block.sums[positions]["base"].activity for block in blocks]).sum(0)
+        torch.testing.assert_close(total, activity.nansum(0), rtol=1e-12, atol=1e-12)
+        assert sum(block.sums[positions]["base"].prompts for block in blocks) == int((~activity.isnan()).any(1).sum())
 
 
 def test_special_positions_never_enter(tmp_path: Path) -> None:
@@ -127,7 +140,7 @@ def test_another_order_of_prompts_is_refused(tmp_path: Path) -> None:
     rows = random_activations(batch, seed=0)
     three, two = (write_store(tmp_path / str(n), batch, rows, prompts_a_shard=n) for n in (3, 2))
     with pytest.raises(UserError, match="in another order or other shards than the base's"):
-        list(prompt_blocks(tiny_sae(), HOOK, {"base": three, "corrupted": two}, ("all",)))
+        list(prompt_blocks(tiny_sae(), HOOK, {"base": three, "corrupted": two}, "all"))
 
 
 def test_an_sae_of_another_width_is_refused(tmp_path: Path) -> None:
@@ -135,4 +148,4 @@ def test_an_sae_of_another_width_is_refused(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", batch, random_activations(batch, seed=0))
     sae = TopKSAE(TopKSAEConfig(d_in=12, d_sae=16, k=2, dtype="float32", device="cpu"))
     with pytest.raises(UserError, match=r"SAE expects d_model=12, activations of .* have 8"):
-        list(prompt_blocks(sae, HOOK, {"base": store}, ("all",)))
+        list(prompt_blocks(sae, HOOK, {"base": store}, "all"))
