@@ -13,7 +13,7 @@ from sae_lens import SAE
 from activations.artefact import code_commit, package_versions, write_json
 from diffing import FeatureRanking
 from diffing.behavior.rates import BehaviorScores
-from diffing.directions.geometry import rebuild
+from diffing.directions.decompose import decompose, null_unexplained
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.examples import LatentExample
 from diffing.steering.proof import Proof
@@ -24,6 +24,8 @@ from experiments.run_folder import RunFolder
 from experiments.tracking import Tracker
 
 BASE, CORRUPTED, BENIGN = "base", "corrupted", "benign"
+# Numbers of latents that the page rebuilds directions from.
+REBUILD_COUNTS = (1, 2, 5, 10, 20)
 DISCOVERY_Q = 0.01
 
 
@@ -164,11 +166,14 @@ def untouched_rates(proofs: Mapping[str, Proof]) -> dict[str, dict[str, float]]:
 
 
 def rebuilt_directions(results: Results, sae: SAE) -> dict[str, dict[int, float]] | None:
-    """How much of each of the base's directions its nearest latents rebuild."""
+    """Share of each of the base's directions that few latents rebuild, by adding only, and of random directions."""
     if not results.directions:
         return None
+    decoder, most = sae.W_dec.detach().cpu(), max(REBUILD_COUNTS)
     vectors = results.directions[BASE].vectors
-    return {name: rebuild(vector, sae.W_dec.detach().cpu()) for name, vector in vectors.items()}
+    left = {name: decompose(vector, decoder, most).curve(most) for name, vector in vectors.items()}
+    left["random directions (mean)"] = null_unexplained(decoder, most, seed=results.config.seed).mean(0)
+    return {name: {n: 1 - float(curve[n - 1]) for n in REBUILD_COUNTS} for name, curve in left.items()}
 
 
 def sample_transcripts(folder: Path, proof: Proof) -> pd.DataFrame:

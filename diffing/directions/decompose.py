@@ -1,7 +1,7 @@
 """A dense direction as a sum of few latents: which ones, how much of each, and what they leave over.
 
 Latents only add, as in the SAE's decoder, so coefficients are never negative, and each latent is chosen for what those
-before it leave over. (`geometry.rebuild` takes the nearest latents at once and lets their coefficients have any sign.)
+before it leave over.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Geometry between latents and dense directions; everything is computed in float64."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 import torch
@@ -9,8 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from activations.errors import UserError
-
-REBUILD_COUNTS = (1, 2, 5, 10, 20)
 
 
 def unit_rows(vectors: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
@@ -45,32 +43,3 @@ def cosine_table(directions: Mapping[str, Float[Tensor, "d_model"]]) -> pd.DataF
     names = pd.Index(list(directions))
     vectors = torch.stack([vector.cpu().double() for vector in directions.values()])
     return pd.DataFrame(cosine_matrix(vectors).numpy(), index=names, columns=names)
-
-
-def rebuild(
-    direction: Float[Tensor, "d_model"],
-    decoder: Float[Tensor, "latent d_model"],
-    counts: Sequence[int] = REBUILD_COUNTS,
-) -> dict[int, float]:
-    """How much of a direction the latents nearest to it rebuild.
-
-    For each n, the fraction (0-1) of the direction's squared norm that lies in the span of the n decoder rows with the
-    largest |cosine| (least squares, either sign). It grows with n, because each set contains the one before; n random
-    rows would rebuild n / d_model on average. Counts above the number of latents are left out.
-
-    Raises:
-        ValueError: if the direction is zero.
-    """
-    if not direction.any():
-        raise ValueError("A zero direction has nothing to rebuild")
-    target = unit_rows(direction[None])[0].cpu()
-    nearest = cosines(decoder, direction[None])[:, 0].abs().argsort(descending=True, stable=True)[: max(counts)]
-    rows = unit_rows(decoder[nearest]).cpu()
-    return {n: _explained(target, rows[:n]) for n in counts if n <= len(decoder)}
-
-
-def _explained(target: Float[Tensor, "d_model"], rows: Float[Tensor, "latent d_model"]) -> float:
-    # gelsd copes with rows that are linearly dependent, as duplicated latents are.
-    weights = torch.linalg.lstsq(rows.T, target[:, None], driver="gelsd").solution[:, 0]
-    residual = target - einsum(weights, rows, "latent, latent d_model -> d_model")
-    return 1.0 - float(residual.square().sum())

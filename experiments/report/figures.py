@@ -180,7 +180,7 @@ def _dose_traces(rows: pd.DataFrame, untouched: pd.DataFrame, rate: str) -> list
 
 
 def rebuilt_directions(rebuild: Mapping[str, Mapping[int, float]]) -> go.Figure:
-    """Fraction of each direction's squared norm in the span of its n nearest latents, against n."""
+    """Fraction of each direction's squared norm that n latents rebuild, against n."""
     figure = _figure(height=300, legend=True)
     dashes = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
     colours = (VERMILLION, BLUE, GREEN, MUTED)

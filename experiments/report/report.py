@@ -61,7 +61,7 @@ class ReportData:
         transcripts: One row an answer with columns model, arm, question, answer, label, or None.
         direction: Name of the direction on the scatter's axis (the ranking's column `cosine_<direction>`); None takes
             the mean difference of activations.
-        rebuild: Direction -> number of nearest latents -> fraction of its squared norm that they rebuild, or None.
+        rebuild: Direction -> number of latents -> fraction of its squared norm that they rebuild, or None.
         provenance: Config, versions and hashes; anything that JSON holds.
     """
 

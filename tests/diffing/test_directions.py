@@ -1,6 +1,5 @@
 """Dense directions and their geometry."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from small_stores import D_MODEL, HOOK, ragged_batch, random_activations, write_
 from activations.errors import UserError
 from activations.prompts import Role
 from diffing.directions.extract import extract_directions, mean_direction
-from diffing.directions.geometry import cosine_matrix, cosines, rebuild
+from diffing.directions.geometry import cosine_matrix, cosines
 from diffing.directions.persona_directions import PersonaDirections
 
 PROMPT_ROLES = (Role.PROMPT, Role.LAST_PROMPT)
@@ -117,31 +116,3 @@ def test_cosine_signs() -> None:
 def test_cosine_matrix() -> None:
     matrix = cosine_matrix(torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]]))
     torch.testing.assert_close(matrix, torch.tensor([[1, 0, -1], [0, 1, 0], [-1, 0, 1]], dtype=torch.float64))
-
-
-def test_a_direction_inside_the_span_is_rebuilt_whole() -> None:
-    decoder = torch.cat([10 * torch.eye(3, 12), torch.eye(12)[3:]])
-    fractions = rebuild(torch.tensor([3.0, -2.0] + [0.0] * 10), decoder)
-    # 9 of 13 by the first row, all by both; the sign of a latent does not matter.
-    assert fractions == pytest.approx({1: 9 / 13, 2: 1.0, 5: 1.0, 10: 1.0}, abs=1e-12)
-
-
-def test_rebuilding_grows_with_n_and_reaches_one() -> None:
-    fractions = rebuild(random_rows(1, 1, 16)[0], random_rows(40, 2, 16))
-    assert list(fractions) == [1, 2, 5, 10, 20]
-    values = list(fractions.values())
-    assert all(first < second for first, second in pairwise(values))
-    assert values[0] > 0
-    assert values[-1] == pytest.approx(1.0, abs=1e-10)  # 20 rows span all 16 dimensions
-
-
-def test_rebuilding_from_oblique_and_repeated_rows() -> None:
-    row, other = random_rows(2, 3)
-    assert rebuild(row + other, torch.stack([row, row, other]), counts=(3,))[3] == pytest.approx(1.0, abs=1e-10)
-    cosine = float(cosines(row[None], (row + other)[None]))
-    assert rebuild(row + other, row[None], counts=(1,))[1] == pytest.approx(cosine**2, abs=1e-12)
-
-
-def test_a_zero_direction_is_refused() -> None:
-    with pytest.raises(ValueError, match="zero direction"):
-        rebuild(torch.zeros(4), torch.eye(4))
