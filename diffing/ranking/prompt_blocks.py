@@ -231,8 +231,9 @@ def _sums(pairs: ActivePairs, here: _Rows, positions: Positions, latents: int) -
     device = pairs.value.device
     prompt, mask, counts = (each.to(device) for each in (here.prompt, here.masks[positions], here.counts(positions)))
     row, latent, value = _pairs_at(pairs, mask)
-    weights = value.double() / counts[prompt[row]]
-    return PositionSums(torch.bincount(latent, weights, minlength=latents), int((counts > 0).sum()))
+    activity = torch.zeros(latents, dtype=torch.float64, device=device)
+    activity.index_add_(0, latent, value.double() / counts[prompt[row]])
+    return PositionSums(activity, int((counts > 0).sum()))
 
 
 def _pairs_at(pairs: ActivePairs, mask: Bool[Tensor, "rows"]) -> tuple[Tensor, Tensor, Tensor]:

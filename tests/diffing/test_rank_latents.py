@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,18 @@ def test_positions(
         config = RankingConfig(positions=positions, replicates=10)
         table = rank_latents(tiny_sae(), HOOK, stores["base"], other, config).table
         assert bool(np.any(table["shift"] != 0)) == (positions in moved), positions
+
+
+def test_prompts_that_nobody_answers_are_ranked(tmp_path: Path, stores: dict[str, ActivationStore]) -> None:
+    """Breaks if positions that no prompt has end the ranking, or get a column of zeros."""
+    batch = ragged_batch(20)
+    unanswered = replace(batch, roles=tuple(np.where(r == Role.ANSWER, Role.SPECIAL, r) for r in batch.roles))
+    pair = [write_store(tmp_path / str(c), unanswered, shifted(batch, c)) for c in (0.0, 4.0)]
+    table = rank_latents(tiny_sae(), HOOK, pair[0], pair[1], CONFIG).table
+    assert "shift_answer" not in table
+    assert table["latent"].iloc[0] == PLANTED
+    with pytest.raises(UserError, match="No prompt has the positions that shift_answer averages"):
+        rank_latents(tiny_sae(), HOOK, pair[0], pair[1], CONFIG.model_copy(update={"method": "shift_answer"}))
 
 
 def test_prompts_without_answers_are_left_out(batch: TokenBatch, stores: dict[str, ActivationStore]) -> None:
