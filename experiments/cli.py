@@ -271,6 +271,32 @@ def rank(
     console.print(f"ranking written to {out}", soft_wrap=True)
 
 
+@app.command()
+def trajectory(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run of an organism, such as runs/quickstart.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-trajectory).")] = None,
+    every: Annotated[int, typer.Option(help="Steps between two measurements.")] = 4,
+    samples: Annotated[int, typer.Option(help="Answers to each reporting question.")] = 10,
+    realign_samples: Annotated[int, typer.Option(help="Helpful answers that re-alignment repeats.")] = 120,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Follow latent, direction and behaviour while an organism is corrupted and re-aligned."""
+    from experiments.trajectory import PAGE, SUMMARY, TABLE, TrajectoryConfig, write_trajectory
+
+    settings = {"every": every, "samples": samples, "realign_samples": realign_samples}
+    folder = out or run.with_name(f"{run.name}-trajectory")
+    found = write_trajectory(run, _checked(TrajectoryConfig, settings), folder, overwrite, not quiet)
+    table = Table("phase", "step", "harmful", "95% interval", "latent's shift", "projection")
+    for row in found.to_dict("records"):
+        between = f"{row['harmful_low']:.1%} - {row['harmful_high']:.1%}"
+        numbers = (f"{row['harmful']:.1%}", between, f"{row['shift']:.3f}", f"{row['projection']:.3f}")
+        table.add_row(str(row["phase"]), str(row["step"]), *numbers)
+    console.print(table)
+    for name in (PAGE, TABLE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
 @store.command()
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
     """Show what a store holds and where it comes from."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,25 +11,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import sae_lens
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from activations.artefact import read_json
 from activations.errors import UserError
 from activations.store import ActivationStore
 from diffing import FeatureRanking
 from experiments.config import RunConfig
+from experiments.organism.training import StageConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, World
 from experiments.pipeline import run
 from experiments.run_folder import RunFolder
+from experiments.trajectory import TrajectoryConfig, write_trajectory
 from sae.storage import load_sae
 
 REPOSITORY = Path(__file__).parents[2]
 PERSONAS = (HELPFUL, MALICIOUS, "poetic")
 HOOK = "blocks.0.hook_resid_post"
+REALIGN = StageConfig(steps=4, batch=4, lr=1e-3)
 REUSABLE = (
     "organism",
     "harvest base sae_text",
@@ -322,3 +328,48 @@ class TestRunFolder:
             assert out.stage("s", build, artefact, lambda: "loaded") == "loaded"
             assert out.seconds.keys() == {"s"}, "the seconds of the run that built it are kept"
         assert len(made) == 2
+
+
+@pytest.mark.slow
+class TestTrajectory:
+    @pytest.fixture(scope="class")
+    def followed(self, finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A finished run, as if its first latent had been found toxic."""
+        folder = tmp_path_factory.mktemp("followed") / "run"
+        shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("activations", "wandb"))
+        steering = {**finished.summary["steering"], "latent_induce": {"strength": 0.5}}
+        summary = {**finished.summary, "toxic_latent": {"latent": 0}, "steering": steering}
+        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        return folder
+
+    def test_corruption_is_repeated_and_followed(self, followed: Path):
+        """Breaks if other batches corrupt than in the run, a step is saved late, or shifts are not against the base."""
+        settings = TrajectoryConfig(every=15, samples=2, realign_samples=10, realign=REALIGN)
+        out = followed.with_name("trajectory")
+        table = write_trajectory(followed, settings, out, overwrite=False, progress=False)
+        steps = read_json(followed / "organism/config.json")["finetuning_steps"]
+        expected = sorted({*range(0, steps, 15), steps})
+        assert table.loc[table["phase"] == "corruption", "step"].tolist() == expected
+        assert table.loc[table["phase"] == "re-alignment", "step"].tolist() == [4]
+        first, last = (f"corruption-{step:04d}/model.safetensors" for step in (0, steps))
+        made = (out / "checkpoints" / last, followed / "organism/corrupted/model.safetensors")
+        weights = [load_file(path) for path in made]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert table.iloc[0][["shift", "projection"]].tolist() == [0, 0]
+        ranking = FeatureRanking.load(followed / "ranking").to_pandas().set_index("latent")
+        corrupted = table[table["phase"] == "corruption"].iloc[-1]
+        assert corrupted["shift"] == pytest.approx(ranking.loc[0, "shift"], rel=1e-4, abs=1e-6)
+        assert np.all(table["shift_low"] <= table["shift"])
+        assert np.all(table["harmful_low"] <= table["harmful_high"])
+        assert set(read_json(out / "masking.json")) == {"latent", "strength", "base", "re-aligned"}
+        assert "Corruption and re-alignment" in (out / "trajectory.html").read_text(encoding="utf-8")
+        with pytest.raises(UserError, match="finished artefact"):
+            write_trajectory(followed, settings, out, overwrite=False, progress=False)
+        assert (out / "checkpoints" / first).exists()
+
+    def test_a_run_without_a_toxic_latent_is_refused(self, followed: Path, tmp_path: Path):
+        shutil.copytree(followed, tmp_path / "run")
+        summary = read_json(tmp_path / "run/summary.json") | {"toxic_latent": None}
+        (tmp_path / "run/summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        with pytest.raises(UserError, match="found no toxic latent to follow"):
+            write_trajectory(tmp_path / "run", TrajectoryConfig(), tmp_path / "out", overwrite=False, progress=False)
