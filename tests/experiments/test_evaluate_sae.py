@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from command import Done, sae_diff
 from sae_lens import TopKSAE, TopKSAEConfig
-from test_harvest_command import Done, sae_diff
 
 from activations.artefact import read_json
 from activations.checkpoint import CheckpointConfig, load_checkpoint

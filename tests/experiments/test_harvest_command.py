@@ -1,23 +1,20 @@
 """`sae-diff harvest` and `sae-diff store`, run as a user runs them; ranks are real torchrun processes."""
 
-import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from command import sae_diff
 from datasets import Dataset
 
 from activations.prompts import Role
 from activations.store import ActivationStore
-from experiments import cli
 
 ROOT = Path(__file__).parents[2]
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
@@ -40,30 +37,6 @@ def arguments(inputs: Path, out: Path) -> list[str]:
     pair = ["--base", str(inputs / "base"), "--corrupted", str(inputs / "corrupted")]
     sizes = ["--batch-tokens", "64", "--shard-rows", "100", "--quiet"]
     return [*pair, "--prompts", str(inputs / "prompts.jsonl"), *hooks, "--out", str(out), *sizes]
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def sae_diff(*options: str) -> Done:
-    """The entry point of the console script, in this process: importing torch takes longer than most commands."""
-    out, err = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, ["sae-diff", *options]
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code if isinstance(exit.code, int) else 1
-        finally:
-            sys.argv = argv
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 def files(folder: Path, without: Sequence[str] = ("provenance.json",)) -> dict[str, bytes]:

@@ -1,20 +1,17 @@
 """`sae-diff rank`, run as a user runs it."""
 
-import io
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import Done, sae_diff
 
 from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.harvest import HarvestConfig, harvest
 from activations.prompts import Prompt, tokenize_prompts
 from diffing import FeatureRanking
 from diffing.ranking.rank import METHODS
-from experiments import cli
 from sae.storage import save_sae
 from sae.training.config import TrainConfig
 from sae.training.sources import TrainingData
@@ -40,26 +37,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker: Callable[
     return folder
 
 
-def sae_diff(folder: Path, *options: str) -> tuple[int, str, str]:
+def rank(folder: Path, *options: str) -> Done:
     named = [part for name in ("sae", "base", "corrupted") for part in (f"--{name}", str(folder / name))]
-    out, err = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, ["sae-diff", "rank", *named, "--quiet", *options]
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code if isinstance(exit.code, int) else 1
-        finally:
-            sys.argv = argv
-    return code, out.getvalue(), err.getvalue()
+    return sae_diff("rank", *named, "--quiet", *options)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_orders_the_table(folder: Path, tmp_path: Path, method: str) -> None:
     """Breaks if a method's column is missing, or another one orders the table."""
-    code, _, err = sae_diff(folder, "--out", str(tmp_path), "--method", method, "--replicates", "50")
-    assert code == 0, err
+    done = rank(folder, "--out", str(tmp_path), "--method", method, "--replicates", "50")
+    assert done.returncode == 0, done.stderr
     ranking = FeatureRanking.load(tmp_path)
     table = ranking.to_pandas()
     assert table[method].abs().is_monotonic_decreasing
@@ -68,13 +55,13 @@ def test_every_method_orders_the_table(folder: Path, tmp_path: Path, method: str
 
 
 def test_ranking_is_printed_with_the_agreement_of_methods(folder: Path, tmp_path: Path) -> None:
-    code, out, err = sae_diff(folder, "--out", str(tmp_path), "--replicates", "50", "--top", "3")
-    assert code == 0, err
-    assert "agreement of shift" in out
-    assert "overlap 10" in out
-    again = sae_diff(folder, "--out", str(tmp_path))
-    assert again[0] == 2
-    assert "finished artefact" in again[2]
+    done = rank(folder, "--out", str(tmp_path), "--replicates", "50", "--top", "3")
+    assert done.returncode == 0, done.stderr
+    assert "agreement of shift" in done.stdout
+    assert "overlap 10" in done.stdout
+    again = rank(folder, "--out", str(tmp_path))
+    assert again.returncode == 2
+    assert "finished artefact" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -87,7 +74,7 @@ def test_ranking_is_printed_with_the_agreement_of_methods(folder: Path, tmp_path
     ],
 )
 def test_bad_input(folder: Path, tmp_path: Path, options: list[str], sentence: str) -> None:
-    code, _, err = sae_diff(folder, "--out", str(tmp_path / "out"), *options)
-    assert code == 2
-    assert sentence in err
-    assert err.count("\n") == 1
+    done = rank(folder, "--out", str(tmp_path / "out"), *options)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1

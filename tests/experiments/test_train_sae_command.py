@@ -1,28 +1,27 @@
 """`sae-diff train-sae`, run as a user runs it; ranks are real torchrun processes."""
 
-import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from command import sae_diff
 from sae_lens import SAE
 
 from activations.artefact import read_config
 from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.harvest import HarvestConfig, harvest
 from activations.prompts import Prompt, tokenize_prompts
-from experiments import cli
 
 ROOT = Path(__file__).parents[2]
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker) -> list[Path]:
+def stores(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker: Callable[..., Path]) -> list[Path]:
     """Stores of two models on the same tokens."""
     folder, made = tmp_path_factory.mktemp("stores"), []
     for seed, role in enumerate(("base", "corrupted")):
@@ -41,24 +40,10 @@ def arguments(stores: list[Path], out: Path, *more: str) -> list[str]:
     return ["train-sae", *named, "--hook", HOOKS[0], *sizes, "--out", str(out), *more]
 
 
-def sae_diff(*options: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, ["sae-diff", *options]
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code if isinstance(exit.code, int) else 1
-        finally:
-            sys.argv = argv
-    return code, out.getvalue(), err.getvalue()
-
-
 def test_grid_of_saes_in_one_pass(stores: list[Path], tmp_path: Path) -> None:
     """Breaks if a combination is lost, or a finished SAE is trained again."""
     command = arguments(stores[:1], tmp_path, "--hook", HOOKS[1], "--latents", "32", "--option", "aux_k=4")
-    assert sae_diff(*command)[0] == 0
+    assert sae_diff(*command).returncode == 0
     folders = {path.name for path in tmp_path.iterdir()}
     assert folders == {f"{hook}-latents{width}" for hook in HOOKS for width in (32, 64)}
     sae = tmp_path / f"{HOOKS[1]}-latents32"
@@ -66,16 +51,16 @@ def test_grid_of_saes_in_one_pass(stores: list[Path], tmp_path: Path) -> None:
     assert (opened.cfg.d_sae, opened.cfg.metadata.hook_name) == (32, HOOKS[1])
     assert read_config(sae, "sae")["training"]["aux_k"] == 4
     written = (sae / "config.json").stat().st_mtime_ns
-    assert sae_diff(*command)[0] == 0
+    assert sae_diff(*command).returncode == 0
     assert (sae / "config.json").stat().st_mtime_ns == written
-    assert sae_diff(*command, "--overwrite")[0] == 0
+    assert sae_diff(*command, "--overwrite").returncode == 0
     assert (sae / "config.json").stat().st_mtime_ns > written
 
 
 def test_mixture_in_memory_equals_mixture_from_stores(stores: list[Path], tmp_path: Path) -> None:
     shares = ["--share", "0.75", "--share", "0.25"]
-    assert sae_diff(*arguments(stores, tmp_path / "a", *shares))[0] == 0
-    assert sae_diff(*arguments(stores, tmp_path / "b", *shares, "--in-memory"))[0] == 0
+    assert sae_diff(*arguments(stores, tmp_path / "a", *shares)).returncode == 0
+    assert sae_diff(*arguments(stores, tmp_path / "b", *shares, "--in-memory")).returncode == 0
     first, second = (SAE.load_from_disk(tmp_path / name / "sae").state_dict() for name in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -88,7 +73,7 @@ def test_two_processes_write_what_one_writes(stores: list[Path], tmp_path: Path)
         [*command, "-m", "experiments.train_sae", *options], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert sae_diff(*arguments(stores, tmp_path / "alone"))[0] == 0
+    assert sae_diff(*arguments(stores, tmp_path / "alone")).returncode == 0
     first, second = (SAE.load_from_disk(tmp_path / name / "sae").state_dict() for name in ("pair", "alone"))
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=1e-3, atol=1e-3, msg=key)
@@ -96,7 +81,7 @@ def test_two_processes_write_what_one_writes(stores: list[Path], tmp_path: Path)
 
 def test_sae_lens_architecture(stores: list[Path], tmp_path: Path) -> None:
     options = ["--architecture", "jumprelu", "--option", "options={l0_coefficient: 0.1}"]
-    assert sae_diff(*arguments(stores[:1], tmp_path, *options))[0] == 0
+    assert sae_diff(*arguments(stores[:1], tmp_path, *options)).returncode == 0
     assert SAE.load_from_disk(tmp_path / "sae").cfg.architecture() == "jumprelu"
 
 
@@ -114,8 +99,8 @@ def test_sae_lens_architecture(stores: list[Path], tmp_path: Path) -> None:
     ],
 )
 def test_bad_input(stores: list[Path], tmp_path: Path, more: list[str], sentence: str) -> None:
-    code, _, err = sae_diff(*arguments(stores, tmp_path, *more))
-    assert code == 2
-    assert sentence in err
-    assert err.startswith("sae-diff: ")
-    assert err.count("\n") == 1
+    done = sae_diff(*arguments(stores, tmp_path, *more))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.startswith("sae-diff: ")
+    assert done.stderr.count("\n") == 1
