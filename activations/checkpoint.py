@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from activations.artefact import file_hash, read_json
+from activations.device import require_device
 from activations.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,11 +180,12 @@ def load_checkpoint(config: CheckpointConfig, role: str = "model") -> Checkpoint
         role: What the model is in the comparison, for error messages.
 
     Raises:
-        UserError: for a missing or half-written folder, a tokenizer that is not there, an adapter made for another base
-            or of other shapes, or a hub name that can't be reached.
+        UserError: for a device that is not there, a missing or half-written folder, a tokenizer that is not there, an
+            adapter made for another base or of other shapes, or a hub name that can't be reached.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    require_device(config.device)
     check_checkpoint(config, role)
     with quiet():
         tokenizer = _load_tokenizer(config, role)

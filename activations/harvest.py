@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from activations.artefact import CONFIG
 from activations.checkpoint import Checkpoint
+from activations.device import require_device
 from activations.errors import UserError
 from activations.prompts import TokenBatch, TokenSource, add_hashes, length_buckets, pad
 from activations.source import ActivationSource, Index
@@ -46,6 +47,7 @@ def batch_tokens_for(device: str) -> int:
     Measured on 2 cores with a Llama of d_model 512: 0.75-0.94 of the bare matrix products at 512 tokens, 0.37-0.50 at
     4,096 and 0.19-0.26 at 16,384, where most of the time goes into making new memory ready.
     """
+    require_device(device)
     return 512 if torch.device(device).type == "cpu" else 16384
 
 

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from activations.artefact import finish_artefact, open_folder, read_config, read_json, write_json
 from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
+from activations.device import require_device
 from activations.errors import UserError
 from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for
 from activations.prompt_files import load_prompts
@@ -114,7 +114,7 @@ def evaluate_on_models(
         UserError: for an SAE, checkpoint or prompts that cannot be read or do not fit together, or if `out` is in use.
     """
     base = models["base"]
-    _require_device(base.device)
+    require_device(base.device)
     texts = load_prompts(prompts)
     sae = load_sae(source, base.device)
     hook = hook or _own_hook(sae.cfg.metadata.hook_name, source)
@@ -145,14 +145,6 @@ def _fitting_sources(
         require_same_tokenizer(checkpoints["base"], checkpoint)
         require_fit(sae, hook, sources[role].d_model(hook), base.model)
     return sources
-
-
-def _require_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown; or known, but torch was built without it
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"The device {device} cannot be used here ({reason}); choose another --device.") from None
 
 
 def _own_hook(hook: str | None, source: str) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from activations.artefact import open_folder
+from activations.device import require_device
 from activations.errors import UserError
 from activations.store import ActivationStore
 from diffing import FeatureRanking
@@ -41,6 +42,7 @@ def rank_stores(
     Raises:
         UserError: if the SAE names no hook, or as `load_sae`, `ActivationStore.load` and `rank_latents` do.
     """
+    require_device(device)
     loaded = load_sae(sae, device)
     point = hook or loaded.cfg.metadata.hook_name
     if not point:

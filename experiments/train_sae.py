@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from activations.artefact import CONFIG
+from activations.device import require_device
 from activations.errors import UserError
 from activations.memory import InMemory
 from activations.source import ActivationSource
@@ -61,6 +62,7 @@ def train_from_stores(
     """
     if shares and len(shares) != len(stores):
         raise UserError(f"There are {len(stores)} stores and {len(shares)} shares; give one --share for each --store.")
+    require_device(device)
     ranks, device = join_ranks(device)
     waiting = {name: job for name, job in jobs.items() if overwrite or not (out / name / CONFIG).exists()}
     if not waiting:

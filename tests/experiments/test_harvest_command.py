@@ -108,8 +108,8 @@ def test_store_commands(inputs: Path, single: Path):
 
 
 def test_bad_options_are_one_sentence(inputs: Path):
-    """Breaks if an unknown number format, or a missing file, ends in a traceback."""
-    for extra in (["--store-dtype", "int8"], ["--prompts", str(inputs / "none.jsonl")]):
+    """Breaks if an unknown number format or device, or a missing file, ends in a traceback."""
+    for extra in (["--store-dtype", "int8"], ["--prompts", str(inputs / "none.jsonl")], ["--device", "abacus"]):
         done = sae_diff("harvest", *arguments(inputs, inputs / "bad"), *extra)
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -68,6 +68,7 @@ def test_ranking_is_printed_with_the_agreement_of_methods(folder: Path, tmp_path
     ("options", "sentence"),
     [
         (["--method", "loudness"], "Option method: "),
+        (["--device", "gpu"], "The device gpu cannot be used here"),
         (["--positions", "middle"], "Option positions: "),
         (["--hook", "blocks.0.hook_resid_post"], "has no activations of blocks.0.hook_resid_post"),
         (["--base", "nowhere"], "nowhere does not exist"),

@@ -90,6 +90,7 @@ def test_sae_lens_architecture(stores: list[Path], tmp_path: Path) -> None:
     [
         (["--option", "aux_kk=4"], "Option aux_kk: Extra inputs are not permitted"),
         (["--option", "aux_k"], "Option 'aux_k' has no value; write it as name=value."),
+        (["--device", "gpu"], "The device gpu cannot be used here"),
         (["--architecture", "relu"], "Option architecture: "),
         (["--share", "0.5"], "There are 2 stores and 1 shares"),
         (["--share", "0.5", "--share", "0.6"], "do not fit the sources"),
