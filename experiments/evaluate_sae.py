@@ -16,13 +16,12 @@ from rich.table import Table
 from activations.artefact import finish_artefact, open_folder, read_config, read_json, write_json
 from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
 from activations.device import require_device
-from activations.errors import UserError
 from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for
 from activations.prompt_files import load_prompts
 from activations.prompts import TokenBatch, tokenize_prompts
 from diffing.ranking.residual import unexplained_difference
 from sae.evaluate import DENSE, DecoderCosines, SAEMetrics, decoder_cosines, evaluate_sae
-from sae.storage import load_sae, require_fit
+from sae.storage import load_sae, own_hook, require_fit
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -117,7 +116,7 @@ def evaluate_on_models(
     require_device(base.device)
     texts = load_prompts(prompts)
     sae = load_sae(source, base.device)
-    hook = hook or _own_hook(sae.cfg.metadata.hook_name, source)
+    hook = hook or own_hook(sae, source)
     checkpoints = {role: load_checkpoint(config, role) for role, config in models.items()}
     tokens = tokenize_prompts(texts, checkpoints["base"].tokenizer, max_length)
     sources = _fitting_sources(sae, hook, checkpoints, tokens)
@@ -145,12 +144,6 @@ def _fitting_sources(
         require_same_tokenizer(checkpoints["base"], checkpoint)
         require_fit(sae, hook, sources[role].d_model(hook), base.model)
     return sources
-
-
-def _own_hook(hook: str | None, source: str) -> str:
-    if hook is None:
-        raise UserError(f"SAE {source} does not say which hook it was trained on; give --hook.")
-    return hook
 
 
 def side_by_side(base: Mapping[str, Any], corrupted: Mapping[str, Any] | None) -> list[tuple[str, ...]]:

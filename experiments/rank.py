@@ -8,13 +8,12 @@ from rich.table import Table
 
 from activations.artefact import open_folder
 from activations.device import require_device
-from activations.errors import UserError
 from activations.store import ActivationStore
 from diffing import FeatureRanking
 from diffing.ranking.agreement import method_agreement
 from diffing.ranking.rank import RankingConfig, rank_latents
 from sae.fit import check_fit, fit_warning
-from sae.storage import load_sae
+from sae.storage import load_sae, own_hook
 
 
 def rank_stores(
@@ -44,9 +43,7 @@ def rank_stores(
     """
     require_device(device)
     loaded = load_sae(sae, device)
-    point = hook or loaded.cfg.metadata.hook_name
-    if not point:
-        raise UserError(f"SAE {sae} does not say which hook it belongs to; give --hook.")
+    point = hook or own_hook(loaded, sae)
     stores = {model: ActivationStore.load(folder) for model, folder in folders.items()}
     if warning := fit_warning(check_fit(loaded, stores["base"], point)):
         print(f"warning: {warning}")

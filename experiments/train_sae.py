@@ -10,7 +10,7 @@ was last written; a finished SAE is not trained again.
 import itertools
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from activations.source import ActivationSource
 from activations.store import ActivationStore
 from sae.storage import save_sae
 from sae.training.checkpoint import remove_state
-from sae.training.config import OURS, TrainConfig
+from sae.training.config import OURS, Log, TrainConfig
 from sae.training.ranks import join_ranks
 from sae.training.sources import TrainingData
 from sae.training.train import Job, train_sae, train_saes
@@ -38,7 +38,7 @@ def train_from_stores(
     in_memory: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-    log: Callable[[str, dict[str, int | float]], None] | None = None,
+    log: Log | None = None,
 ) -> list[Path]:
     """Trains the jobs in one pass and saves each SAE to `out/<job>`.
 

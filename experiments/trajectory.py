@@ -9,7 +9,6 @@ reporting questions. At the end the latent is added to the base and to the re-al
 more to the re-aligned one, the persona was masked rather than removed.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from sae_lens import SAE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from activations.artefact import CONFIG, finish_artefact, open_folder, read_config, read_json
+from activations.artefact import CONFIG, finish_artefact, open_folder, read_config, read_json, write_json
 from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, quiet
 from activations.errors import UserError
 from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for
@@ -132,7 +131,7 @@ def trajectory(run: Run, config: TrajectoryConfig, out: Path, progress: bool = T
     table.to_parquet(out / TABLE, index=False)
     figure(table, run.toxic).write_html(out / PAGE, include_plotlyjs=True)
     masking = lab.masking(checkpoints[0][2], checkpoints[-1][2])
-    (out / SUMMARY).write_text(json.dumps(masking, indent=1) + "\n", encoding="utf-8")
+    write_json(out / SUMMARY, masking)
     made = {"kind": KIND, **config.model_dump(), "latent": run.toxic}
     finish_artefact(out, made, {"organism": run.folder / "organism"})
     return table

@@ -87,6 +87,17 @@ def load_sae(source: str | Path, device: str = "cpu", dtype: SAEDtype = "float32
     return sae.eval().requires_grad_(False)
 
 
+def own_hook(sae: "SAE", source: str | Path) -> str:
+    """The hook point that an SAE says it was trained on.
+
+    Raises:
+        UserError: if it does not say; `source` is what the message calls it.
+    """
+    if sae.cfg.metadata.hook_name is None:
+        raise UserError(f"SAE {source} does not say which hook it was trained on; give --hook.")
+    return sae.cfg.metadata.hook_name
+
+
 def require_fit(sae: "SAE", hook: str, d_model: int, model_name: str | None = None) -> None:
     """Checks that an SAE belongs to activations, as far as it says where it comes from.
 

@@ -20,7 +20,7 @@ _BLOCK_VALUES = 2**24
 
 
 class Moments:
-    """Running mean and squared deviations of rows (Chan et al. 1983), and how many rows are not zero."""
+    """Running mean and squared deviations of rows (Chan et al. 1983)."""
 
     def __init__(self, width: int) -> None:
         self.count = 0

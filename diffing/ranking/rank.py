@@ -116,7 +116,7 @@ def rank_latents(
     _require_prompts(found, base, config.positions)
     columns = {"latent": np.arange(sae.cfg.d_sae), **found.columns(sae)}
     if "benign" in changes:
-        control = changes["benign"].columns(sae)
+        control = changes["benign"].shifts()
         columns |= {f"{name}_benign": control[name] for name in ("shift", "low", "high", "q")}
         columns["shift_difference"] = columns["shift"] - control["shift"]
     if config.method not in columns:
@@ -139,11 +139,23 @@ def rank_latents(
 
 
 @dataclass
-class _Shift:
-    """Sum over prompts of the differences within them."""
+class _Mean:
+    """A mean over prompts that stream by."""
 
-    total: Float64[Tensor, "latent"]
+    total: Float64[Tensor, "width"]
     prompts: int = 0
+
+    @classmethod
+    def of(cls, width: int) -> "_Mean":
+        return cls(torch.zeros(width, dtype=torch.float64))
+
+    def add(self, total: Float64[Tensor, "width"], prompts: int) -> None:
+        self.total += total.cpu()
+        self.prompts += prompts
+
+    @property
+    def value(self) -> Float64[np.ndarray, "width"]:
+        return (self.total / self.prompts).numpy()
 
 
 class _Changes:
@@ -153,18 +165,17 @@ class _Changes:
         self.config = config
         self.tokens = 0
         self.differences = Moments(latents)
-        self._further = {place: _Shift(torch.zeros(latents, dtype=torch.float64)) for place in _COMPARED}
+        self._further = {place: _Mean.of(latents) for place in _COMPARED}
         self._replicates = Replicates(config.replicates, latents, config.seed)
-        self._activity = {model: Moments(latents) for model in ("base", "other")}
-        self._activation = Moments(d_model)
+        self._activity = {model: _Mean.of(latents) for model in ("base", "other")}
+        self._activation = _Mean.of(d_model)
         self._active = {model: torch.zeros(latents, dtype=torch.int64) for model in ("base", "other")}
         self._maximum = {model: torch.zeros(latents) for model in ("base", "other")}
         self._prompts_active = torch.zeros(latents, dtype=torch.int64)
 
     def add_sums(self, place: Positions, base: PositionSums, other: PositionSums) -> None:
         """Some prompts at positions of which only the mean shift is wanted."""
-        self._further[place].total += (other.activity - base.activity).cpu()
-        self._further[place].prompts += base.prompts
+        self._further[place].add(other.activity - base.activity, base.prompts)
 
     def add(self, ids: tuple[str, ...], base: PromptMeans, other: PromptMeans) -> None:
         """Some prompts at the config's positions; those without such positions are left out."""
@@ -173,44 +184,37 @@ class _Changes:
         differences = pair["other"] - pair["base"]
         self.differences.add(differences)
         self._replicates.add([name for name, use in zip(ids, used.tolist(), strict=True) if use], differences)
-        self._activation.add((other.activation - base.activation)[used].cpu())
+        self._activation.add((other.activation - base.activation)[used].sum(0), len(differences))
         self._prompts_active += ((pair["base"] > 0) | (pair["other"] > 0)).sum(0)
         self.tokens += int(base.rows.sum())
         for model, means in (("base", base), ("other", other)):
-            self._activity[model].add(pair[model])
+            self._activity[model].add(pair[model].sum(0), len(differences))
             self._active[model] += means.active.cpu()
             self._maximum[model] = torch.maximum(self._maximum[model], means.maximum.float().cpu())
 
-    def columns(self, sae: SAE) -> dict[str, Float64[np.ndarray, "latent"]]:
-        """The table's columns, by latent."""
-        means = self._replicates.bootstrap()
-        low, high = interval(means, self.config.confidence)
+    def shifts(self) -> dict[str, Float64[np.ndarray, "latent"]]:
+        """Shift, interval and test of every latent."""
+        low, high = interval(self._replicates.bootstrap(), self.config.confidence)
         t, p = self.differences.paired_t()
         p = np.where(self._prompts_active.numpy() >= self.config.min_prompts, p, np.nan)
-        observed = self.differences.mean.numpy() * self.differences.count
-        found = {
-            "shift": self.differences.mean.numpy(),
-            "low": low,
-            "high": high,
-            "t": t,
-            "p": p,
-            "q": benjamini_hochberg(p),
-            "p_sign_flip": sign_flip_p(observed, self._replicates.sign_flips(), self._screened(t, p)),
-            "stability": stability(means, self.config.stable_top),
-        }
+        shift = self.differences.mean.numpy()
+        return {"shift": shift, "low": low, "high": high, "t": t, "p": p, "q": benjamini_hochberg(p)}
+
+    def columns(self, sae: SAE) -> dict[str, Float64[np.ndarray, "latent"]]:
+        """The table's columns, by latent."""
+        found = self.shifts()
+        observed, screened = found["shift"] * self.differences.count, self._screened(found["t"], found["p"])
+        found["p_sign_flip"] = sign_flip_p(observed, self._replicates.sign_flips(), screened)
+        found["stability"] = stability(self._replicates.bootstrap(), self.config.stable_top)
         frequency = {model: counts.double().numpy() / max(self.tokens, 1) for model, counts in self._active.items()}
         for model, name in (("base", "base"), ("other", "corrupted")):
-            found[f"mean_{name}"] = self._activity[model].mean.numpy()
+            found[f"mean_{name}"] = self._activity[model].value
             found[f"frequency_{name}"] = frequency[model]
             found[f"max_{name}"] = self._maximum[model].double().numpy()
         found["frequency_shift"] = frequency["other"] - frequency["base"]
         found["max_shift"] = found["max_corrupted"] - found["max_base"]
-        found |= {
-            f"shift_{place}": (shift.total / shift.prompts).numpy()
-            for place, shift in self._further.items()
-            if shift.prompts
-        }
-        return found | _along_weights(sae, self._activation.mean)
+        found |= {f"shift_{place}": shift.value for place, shift in self._further.items() if shift.prompts}
+        return found | _along_weights(sae, torch.from_numpy(self._activation.value))
 
     def _screened(
         self, t: Float64[np.ndarray, "latent"], p: Float64[np.ndarray, "latent"]

@@ -1,10 +1,14 @@
 """What a training run of an SAE is made of."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Architecture = Literal["topk", "batchtopk", "standard", "gated", "jumprelu", "matryoshka_batchtopk"]
+Log = Callable[[str, dict[str, int | float]], None]
+# Steps between two lines of metrics.
+LOG_EVERY = 50
 OURS: tuple[Architecture, ...] = ("topk", "batchtopk")
 
 

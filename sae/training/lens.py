@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activations.errors import UserError
-from sae.training.config import TrainConfig
+from sae.training.config import LOG_EVERY, Log, TrainConfig
 from sae.training.export import activity_threshold
 from sae.training.sources import TrainingData
 
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
     from sae_lens.training.sae_trainer import SAETrainer
 
-LOG_EVERY = 50
-
 
 def train_with_sae_lens(
     data: TrainingData,
     hook: str,
     config: TrainConfig,
-    log: Callable[[str, dict[str, int | float]], None] | None = None,
+    log: Log | None = None,
     progress: bool = True,
     device: str = "cpu",
 ) -> "SAE":

@@ -1,7 +1,7 @@
 """Training of one or several SAEs in one pass over the activations, resumable at every step and data-parallel."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from activations.errors import UserError
 from sae.training.checkpoint import DEFAULT_SECONDS, TrainingCheckpoint
-from sae.training.config import OURS, TrainConfig
+from sae.training.config import LOG_EVERY, OURS, Log, TrainConfig
 from sae.training.engine import Normalisation, Trainer
 from sae.training.export import to_sae_lens
 from sae.training.ranks import ALONE, Ranks
@@ -22,8 +22,6 @@ from sae.training.sources import TrainingData
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-Log = Callable[[str, dict[str, int | float]], None]
-LOG_EVERY = 50
 _DENSE_PRODUCTS = 5  # of a dense autoencoder's step: two forward, three backward
 
 
@@ -83,7 +81,7 @@ def train_saes(
     """
     batch, steps = _common(jobs)
     hooks = list(dict.fromkeys(job.hook for job in jobs.values()))
-    samples = {hook: data.sample(hook).to(device) for hook in hooks}
+    samples = {hook: data.sample(hook) for hook in hooks}
     trainers = {name: _trainer(job, samples[job.hook], device, ranks) for name, job in jobs.items()}
     checkpoint, start = _continued(data, jobs, trainers, checkpoints, checkpoint_seconds)
     batches = {hook: data.batches(hook, batch, start, device) for hook in hooks}
@@ -126,7 +124,7 @@ def _common(jobs: Mapping[str, Job]) -> tuple[int, int]:
 
 
 def _trainer(job: Job, sample: Float[Tensor, "rows d_model"], device: str, ranks: Ranks) -> Trainer:
-    normalisation = Normalisation.of(sample, job.config.centre)
+    normalisation = Normalisation.of(sample.to(device), job.config.centre)
     return Trainer(normalisation, job.config, torch.device(device), ranks)
 
 
