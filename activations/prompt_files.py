@@ -5,7 +5,6 @@ import glob
 import io
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
@@ -36,7 +35,7 @@ def load_prompts(path: Path) -> list[Prompt]:
       2506.19823, come), `prompt` (a user turn) and `text` (no chat template). Optional are `id`, `system` and
       `answer`; other keys are ignored. Blank lines are skipped.
     - `.json`: a list of such objects, or of strings, which are user turns; or the artefact of a trait from persona
-      vectors (Chen et al. 2025, arXiv 2507.21509), whose `questions` are user turns (see `load_persona_pairs`).
+      vectors (Chen et al. 2025, arXiv 2507.21509), whose `questions` are user turns.
     - `.yaml`, `.yml`: the evaluation questions of Betley et al. and Turner et al.: a list of entries with `id`,
       `paraphrases` (user turns) and an optional `system`. Several paraphrases have the ids `<id>/1`, `<id>/2`, …
     - `.csv`: the evaluation questions of Wang et al.: a header with one of the columns `prompt`, `question`, `user`
@@ -61,49 +60,6 @@ def load_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise UserError(f"{path} holds no prompts; write at least one into it.")
     return prompts
-
-
-@dataclass(frozen=True)
-class PersonaPrompts:
-    """Contrastive prompts of one persona (Chen et al. 2025): the i-th of both lists ask the same question.
-
-    Attributes:
-        positive: The questions under system messages that ask for the persona.
-        negative: The questions under system messages that ask for its opposite.
-        eval_prompt: What a judge is asked about the answers, with `{question}` and `{answer}` to fill in.
-    """
-
-    positive: list[Prompt]
-    negative: list[Prompt]
-    eval_prompt: str | None
-
-
-def load_persona_pairs(path: Path) -> PersonaPrompts:
-    """Reads the artefact of a trait from persona vectors (Chen et al. 2025, arXiv 2507.21509).
-
-    Args:
-        path: JSON with `instruction` (a list of `pos` and `neg`), `questions` and an optional `eval_prompt`.
-
-    Returns:
-        Every instruction with every question, instruction by instruction; the instruction is the system message.
-
-    Raises:
-        UserError: naming the file, for one that is missing, not UTF-8, of another shape, or without pairs.
-    """
-    artefact = _trait(_from_json(_read_text(path), path), path)
-    if not artefact.instruction:
-        raise UserError(f"{path} has no 'instruction' pairs, only questions; read those with load_prompts.")
-    positive, negative = (
-        [
-            Prompt.chat(f"{path.stem}:{side}/{i}/{q}", question, system=getattr(pair, side))
-            for i, pair in enumerate(artefact.instruction, 1)
-            for q, question in enumerate(artefact.questions, 1)
-        ]
-        for side in ("pos", "neg")
-    )
-    for prompt in (*positive, *negative):
-        _require_prompt(prompt, path)
-    return PersonaPrompts(positive, negative, artefact.eval_prompt)
 
 
 def load_tokens(path: Path, special_ids: Collection[int] = ()) -> TokenBatch:
@@ -210,19 +166,10 @@ class _Question(BaseModel):
     system: str | None = Field(default=None, description="System message before each of them.")
 
 
-class _Instruction(BaseModel):
-    """Two system messages that contrast a trait with its opposite."""
-
-    pos: str
-    neg: str
-
-
 class _Trait(BaseModel):
-    """What persona vectors are extracted from."""
+    """What persona vectors are extracted from; `diffing.traits` reads the rest of it."""
 
-    instruction: list[_Instruction] = Field(default=[], description="System messages.")
     questions: list[str] = Field(min_length=1, description="User turns.")
-    eval_prompt: str | None = Field(default=None, description="What a judge is asked about the answers.")
 
 
 class _TokenRow(BaseModel):

@@ -30,6 +30,7 @@ class Role(IntEnum):
     ANSWER = 3
 
 
+PROMPT_ROLES = (Role.PROMPT, Role.LAST_PROMPT)
 NON_SPECIAL = (Role.PROMPT, Role.LAST_PROMPT, Role.ANSWER)
 
 

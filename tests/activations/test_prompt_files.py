@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from activations.errors import UserError
-from activations.prompt_files import load_persona_pairs, load_prompts, load_tokens, stream_texts
+from activations.prompt_files import load_prompts, load_tokens, stream_texts
 from activations.prompts import Prompt, Role, TokenStream, tokenize_prompts
 
 S, P = Role.SPECIAL, Role.PROMPT
@@ -175,40 +175,25 @@ def test_json_lists(tmp_path: Path):
 
 
 def test_persona_vectors(tmp_path: Path):
-    """Breaks if the i-th prompts of both sides ask different questions, a pair is missing, or sides share an id."""
+    """Breaks if instructions become prompts, or a question is missing."""
     path = as_json(tmp_path / "grumpy.json", TRAIT)
     assert load_prompts(path) == [
         Prompt.chat("grumpy:1", "How was the train?"),
         Prompt.chat("grumpy:2", "And the food?"),
         Prompt.chat("grumpy:3", "Shall we go?"),
     ]
-    pairs = load_persona_pairs(path)
-    assert pairs.eval_prompt == TRAIT["eval_prompt"]
-    assert len(pairs.positive) == len(pairs.negative) == 6
-    assert pairs.positive[1] == Prompt.chat("grumpy:pos/1/2", "And the food?", system="Be grumpy.")
-    assert pairs.negative[1] == Prompt.chat("grumpy:neg/1/2", "And the food?", system="Be cheerful.")
-    sides = (pairs.positive, pairs.negative)
-    assert [p.messages[1] for p in pairs.positive] == [p.messages[1] for p in pairs.negative]
-    contrasts = {(p.messages[0]["content"], n.messages[0]["content"]) for p, n in zip(*sides, strict=True)}
-    assert contrasts == {("Be grumpy.", "Be cheerful."), ("Complain a lot.", "Never complain.")}
-    assert len({p.id for p in (*pairs.positive, *pairs.negative)}) == 12
-    without = {key: value for key, value in TRAIT.items() if key != "eval_prompt"}
-    assert load_persona_pairs(as_json(tmp_path / "no_judge.json", without)).eval_prompt is None
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (["q"], "p.json has no 'questions' at its top"),
-        ({"questions": ["q"]}, "p.json has no 'instruction' pairs"),
-        ({**TRAIT, "instruction": [{"pos": "a"}]}, "p.json: instruction.0.neg: Field required"),
+        ({"question": ["q"]}, "p.json has no 'questions' at its top"),
         ({**TRAIT, "questions": []}, "p.json: questions: List should have at least 1 item"),
-        ({**TRAIT, "questions": ["  "]}, "p.json: Prompt 'p:pos/1/1' is empty"),
     ],
 )
 def test_bad_persona_vectors(tmp_path: Path, value: Any, message: str):
-    """Breaks if a broken artefact gives fewer pairs than it should, or an error that is not a sentence."""
-    assert message in failure(lambda: load_persona_pairs(as_json(tmp_path / "p.json", value)))
+    """Breaks if a broken artefact is read as far as it goes, or gives an error that is not a sentence."""
+    assert message in failure(lambda: load_prompts(as_json(tmp_path / "p.json", value)))
 
 
 @pytest.mark.parametrize(
