@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from activations.prompts import NON_SPECIAL, Role
+from activations.prompts import NON_SPECIAL, PROMPT_ROLES, Role
 from activations.source import ActivationSource
 
 RowIndex = Mapping[str, np.ndarray]
@@ -14,8 +14,8 @@ RowMask = Bool[np.ndarray, "rows"]
 
 Positions = Literal["prompt", "prompt_end", "last_prompt", "answer", "all"]
 POSITION_ROLES: dict[Positions, tuple[Role, ...]] = {
-    "prompt": (Role.PROMPT, Role.LAST_PROMPT),
-    "prompt_end": (Role.PROMPT, Role.LAST_PROMPT),
+    "prompt": PROMPT_ROLES,
+    "prompt_end": PROMPT_ROLES,
     "last_prompt": (Role.LAST_PROMPT,),
     "answer": (Role.ANSWER,),
     "all": NON_SPECIAL,

@@ -40,7 +40,7 @@ class SamplingConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """Rows of one batch: which arm and which prompt each reads."""
 
     arms: Int[Tensor, "row"]
@@ -75,7 +75,7 @@ def sample_answers(
     uniforms = torch.from_numpy(
         np.random.default_rng(config.seed).random((len(questions), config.samples, config.max_new_tokens))
     )
-    for work in _batches(questions, arms, max(1, config.batch_rows // config.samples)):
+    for work in batches(questions, arms, max(1, config.batch_rows // config.samples)):
         prompts = torch.from_numpy(np.stack([questions.tokens[i] for i in work.prompts.tolist()])).long()
         rows = intervention.take(work.arms) if intervention is not None else None
         tokens = _generate(checkpoint, prompts, uniforms[work.prompts], config, hook, rows)
@@ -86,14 +86,14 @@ def sample_answers(
     return answers
 
 
-def _batches(questions: TokenBatch, arms: int, rows: int) -> Iterator[_Work]:
+def batches(questions: TokenBatch, arms: int, rows: int) -> Iterator[Work]:
     """Batches of at most `rows` (arm, prompt) pairs whose prompts have one length."""
     lengths = np.array([len(tokens) for tokens in questions.tokens])
     for length in np.unique(lengths):
         prompts = torch.from_numpy(np.flatnonzero(lengths == length))
         pairs = torch.cartesian_prod(torch.arange(arms), prompts)
         for part in pairs.split(rows):
-            yield _Work(part[:, 0], part[:, 1])
+            yield Work(part[:, 0], part[:, 1])
 
 
 def _generate(

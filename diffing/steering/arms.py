@@ -13,7 +13,7 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-Kind = Literal["untouched", "latent", "direction", "isotropic", "covariance", "decoder_row"]
+Kind = Literal["untouched", "latent", "latent_set", "direction", "isotropic", "covariance", "decoder_row"]
 CONTROL_KINDS: tuple[Kind, ...] = ("isotropic", "covariance", "decoder_row")
 
 

@@ -1,7 +1,7 @@
 """Runs steering cells: every cell of one kind of operation in one batched generation, judged, counted, written down."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activations.checkpoint import Checkpoint
-from activations.prompts import Prompt, TokenBatch, tokenize_prompts
-from diffing.behavior.judge import Judge, Label
-from diffing.behavior.rates import LabelCounts, count_labels, score
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from activations.prompts import Prompt
+from diffing.behavior.measure import Behavior, Record
+from diffing.behavior.rates import LabelCounts, score
 from diffing.steering.arms import Cell, Operation
 from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
 
@@ -33,15 +32,13 @@ class Bench:
         hook: Where every cell acts.
         residual_norm: Mean residual norm of the base at the hook over prompt tokens: the unit of strengths.
         sae: Dictionary of the latents.
-        judge: Labels the answers.
-        sampling: How answers are sampled.
+        behavior: How behaviour is measured.
     """
 
     hook: str
     residual_norm: float
     sae: SAE
-    judge: Judge
-    sampling: SamplingConfig
+    behavior: Behavior
 
 
 @dataclass(frozen=True)
@@ -59,14 +56,11 @@ class Half:
     name: str
     questions: Sequence[Prompt]
 
-    def tokens(self, checkpoint: Checkpoint) -> TokenBatch:
-        return tokenize_prompts(list(self.questions), checkpoint.tokenizer)
-
 
 def run_cells(
     bench: Bench, checkpoint: Checkpoint, cells: Sequence[Cell], half: Half, transcripts: Path, progress: bool = True
 ) -> list[CellResult]:
-    """Samples and judges the answers of every cell.
+    """Observes the behaviour under every cell.
 
     Args:
         bench: What the cells share.
@@ -79,10 +73,10 @@ def run_cells(
     Returns:
         Results in the order of `cells`.
     """
-    questions = half.tokens(checkpoint)
-    done = _recorded(transcripts, half, bench.sampling.samples)
+    behavior, questions = bench.behavior, half.questions
+    done = _recorded(transcripts, half, behavior)
     missing = [i for i, cell in enumerate(cells) if _key(cell) not in done]
-    total = len(missing) * len(questions) * bench.sampling.samples
+    total = len(missing) * len(questions) * behavior.answers
     bar = tqdm(
         total=total, desc=f"steer {checkpoint.role} ({half.name})", unit="answer", disable=not progress or not total
     )
@@ -90,11 +84,10 @@ def run_cells(
         for group in _groups(cells, missing):
             chosen = [cells[i] for i in group]
             intervention = _builder(chosen[0])(chosen, bench)
-            answers = sample_answers(
-                checkpoint, questions, bench.sampling, bench.hook, intervention, arms=len(group), advance=bar.update
-            )
-            for cell, texts in zip(chosen, answers, strict=True):
-                done[_key(cell)] = _judge(bench, checkpoint, cell, half, texts, transcripts)
+            observed = behavior.observe(checkpoint, questions, bench.hook, intervention, len(group), bar.update)
+            for cell, records in zip(chosen, observed, strict=True):
+                _write(transcripts, {"model": checkpoint.role, "half": half.name, **_key_fields(cell)}, half, records)
+                done[_key(cell)] = behavior.counts(records)
     return [CellResult(cell, done[_key(cell)]) for cell in cells]
 
 
@@ -148,35 +141,29 @@ def _rows(vectors: Sequence[Float[Tensor, "d_model"]], bench: Bench) -> Float[Te
     return torch.stack(list(vectors)).to(bench.sae.device)
 
 
-def _judge(
-    bench: Bench, checkpoint: Checkpoint, cell: Cell, half: Half, texts: Sequence[Sequence[str]], transcripts: Path
-) -> LabelCounts:
-    labels = [bench.judge.label([q] * len(a), a) for q, a in zip(half.questions, texts, strict=True)]
-    head = {"model": checkpoint.role, "half": half.name, **_key_fields(cell)}
+def _write(transcripts: Path, head: Mapping[str, Any], half: Half, records: Sequence[Record]) -> None:
     lines = [
-        json.dumps({**head, "question": question.id, "answers": answers, "labels": given})
-        for question, answers, given in zip(half.questions, texts, labels, strict=True)
+        json.dumps({**head, "question": q.id, **record}) for q, record in zip(half.questions, records, strict=True)
     ]
     with transcripts.open("a", encoding="utf-8") as file:
         file.write("".join(line + "\n" for line in lines))
-    return count_labels(labels)
 
 
-def _recorded(transcripts: Path, half: Half, samples: int) -> dict[_Key, LabelCounts]:
+def _recorded(transcripts: Path, half: Half, behavior: Behavior) -> dict[_Key, LabelCounts]:
     """Counts of the cells whose every question stands in the transcripts (a killed run may have left a part)."""
     if not transcripts.exists():
         return {}
     text = transcripts.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):  # the last line of a run that was killed
         transcripts.write_text(text := text[: text.rfind("\n") + 1], encoding="utf-8")
-    labels: dict[_Key, dict[str, list[Label]]] = {}
+    kept: dict[_Key, dict[str, Record]] = {}
     for line in text.splitlines():
         record = json.loads(line)
-        key = (record["arm"], record["operation"], record["strength"])
-        labels.setdefault(key, {})[record["question"]] = [Label(label) for label in record["labels"]]
+        if behavior.is_whole(record):
+            kept.setdefault((record["arm"], record["operation"], record["strength"]), {})[record["question"]] = record
     wanted = [question.id for question in half.questions]
-    whole = {key: given for key, given in labels.items() if all(len(given.get(q, ())) == samples for q in wanted)}
-    return {key: count_labels([given[q] for q in wanted]) for key, given in whole.items()}
+    whole = {key: given for key, given in kept.items() if all(q in given for q in wanted)}
+    return {key: behavior.counts([given[q] for q in wanted]) for key, given in whole.items()}
 
 
 def _key(cell: Cell) -> _Key:

@@ -21,22 +21,28 @@ from diffing.steering.verdict import (
     induced,
     misbehaves,
     toxic_latent,
+    verdict_table,
     weigh,
     worst_control,
 )
 
+# The wanted effect may be largest below the largest coherent strength; so these shares of that one are tried as well.
+INSIDE = (0.6, 0.8)
+
 
 @dataclass(frozen=True)
 class ProofConfig:
-    """Grid and budgets.
+    """How strengths are found, and budgets.
 
     Attributes:
-        strengths: Strengths tried on the selection half (mean residual norms of the base).
+        strongest: Upper end of the strengths (mean residual norms of the base).
+        halvings: Steps of the bisection: the largest coherent strength is known to `strongest / 2**halvings`.
         induce_budget: Extra incoherent answers allowed when inducing (0-1).
         repair_budget: Extra incoherent answers allowed when repairing (0-1).
     """
 
-    strengths: Sequence[float]
+    strongest: float
+    halvings: int
     induce_budget: float
     repair_budget: float
 
@@ -49,6 +55,7 @@ class Proof:
         toxic: Evidence for the toxic latent, None if no latent is causal.
         evidence: Evidence for every latent and direction that was steered (selection half).
         table: All rates, both halves (see `results_table`).
+        verdicts: One row a latent, from the reporting half (see `verdict_table`).
         headline: Rates on the reporting half: `latent_induce`, `latent_repair`, `direction_*`, and in `random_*` and
             `random_direction_*` the worst control at the latent's and at the direction's strength.
     """
@@ -56,11 +63,12 @@ class Proof:
     toxic: Evidence | None
     evidence: Sequence[Evidence]
     table: pd.DataFrame
+    verdicts: pd.DataFrame
     headline: dict[str, tuple[float, BehaviorScores]]
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """The two models under one experiment; `run` samples and judges cells."""
 
     bench: Bench
@@ -72,6 +80,41 @@ class _Pair:
     def run(self, checkpoint: Checkpoint, half: Half, cells: Sequence[Cell]) -> list[CellResult]:
         transcripts = self.folder / f"{checkpoint.role}_{half.name}.jsonl"
         return run_cells(self.bench, checkpoint, cells, half, transcripts, self.progress)
+
+    def search(
+        self,
+        checkpoint: Checkpoint,
+        half: Half,
+        arms: Sequence[Arm],
+        operation: Operation,
+        budget: float,
+        config: ProofConfig,
+    ) -> list[CellResult]:
+        """Every arm at strengths that close in on the largest one within the budget, then at shares of that (`INSIDE`).
+
+        All arms take a step together, so that each step is one batched generation.
+        """
+        [plain] = self.run(checkpoint, half, [untouched(checkpoint.d_model)])
+        limit = score(plain.counts).incoherent + budget
+
+        def step(strengths: Sequence[float]) -> list[CellResult]:
+            cells = [Cell(arm, operation, strength) for arm, strength in zip(arms, strengths, strict=True)]
+            return self.run(checkpoint, half, cells)
+
+        strengths, largest = [config.strongest / 2] * len(arms), [0.0] * len(arms)
+        found: list[CellResult] = []
+        for halving in range(config.halvings):
+            results = step(strengths)
+            found += results
+            held = [score(r.counts).incoherent <= limit for r in results]
+            largest = [s if ok else most for s, ok, most in zip(strengths, held, largest, strict=True)]
+            width = config.strongest / 2 ** (halving + 2)
+            strengths = [s + width if ok else s - width for s, ok in zip(strengths, held, strict=True)]
+        # Where nothing held, the smallest strength that bisection came to stands for the largest coherent one.
+        ends = [most or s for most, s in zip(largest, strengths, strict=True)]
+        for share in INSIDE:
+            found += step([share * end for end in ends])
+        return sorted(found, key=lambda r: r.cell.strength)
 
 
 def prove(
@@ -98,58 +141,70 @@ def prove(
         controls: Makes the controls for a treated latent (None: no latent is causal).
         selection: Questions that strengths are chosen on.
         reporting: Questions that the headline comes from.
-        config: Grid and budgets.
+        config: How strengths are found, and budgets.
         folder: Transcripts go here; cells that it holds already are not sampled again.
         progress: Whether to show progress bars.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pair = _Pair(bench, base, corrupted, folder, progress)
-    still = untouched(base.d_model)
-    plain_base, plain_corrupted = (pair.run(model, selection, [still]) for model in (base, corrupted))
+    pair = Pair(bench, base, corrupted, folder, progress)
+    still = [untouched(base.d_model)]
+    plain_base, plain_corrupted = (pair.run(model, selection, still) for model in (base, corrupted))
     if not misbehaves(plain_corrupted[0], plain_base[0]):
-        plain = [(m, h, pair.run(m, h, [still])) for m in (base, corrupted) for h in (selection, reporting)]
-        tables = [results_table(results, model.role, half.name) for model, half, results in plain]
-        return Proof(None, (), pd.concat(tables, ignore_index=True), {})
+        plain = [(pair.run(m, h, still), m, h) for m in (base, corrupted) for h in (selection, reporting)]
+        return Proof(None, (), _joined(plain), pd.DataFrame(), {})
 
     arms = [*latents, *directions]
-    in_base = pair.run(base, selection, [still, *_grid(arms, Operation.ADD, config)])
-    ablations = [Cell(arm, Operation.ABLATE) for arm in arms]
-    in_corrupted = pair.run(corrupted, selection, [still, *_grid(arms, Operation.SUBTRACT, config), *ablations])
+    ablated = pair.run(corrupted, selection, [Cell(arm, Operation.ABLATE) for arm in arms])
+    in_base = plain_base + pair.search(base, selection, arms, Operation.ADD, config.induce_budget, config)
+    in_corrupted = [
+        *plain_corrupted,
+        *ablated,
+        *pair.search(corrupted, selection, arms, Operation.SUBTRACT, config.repair_budget, config),
+    ]
     evidence = weigh(arms, in_base, in_corrupted, config.induce_budget, config.repair_budget)
     toxic = toxic_latent([e for e in evidence if e.arm.kind == "latent"])
 
-    chosen_base = [e.induce.cell for e in evidence]
-    chosen_corrupted = [e.repair.cell for e in evidence]
+    reported_base, reported_corrupted = _report(pair, reporting, evidence, controls(toxic.latent if toxic else None))
     treated = ({"latent": toxic.arm} if toxic else {}) | ({"direction": directions[0]} if directions else {})
-    control_arms = controls(toxic.latent if toxic else None)
-    report_base = [still, *chosen_base, *_controls(control_arms, chosen_base, treated)]
-    report_corrupted = [still, *chosen_corrupted, *ablations, *_controls(control_arms, chosen_corrupted, treated)]
-    report_corrupted += [Cell(arm, Operation.ABLATE_TO_MEAN) for arm in directions]
-    reported_base = pair.run(base, reporting, report_base)
-    reported_corrupted = pair.run(corrupted, reporting, report_corrupted)
-
-    tables = [
-        results_table(results, model.role, half.name)
-        for results, model, half in (
+    headline = _headline(treated, reported_base, Operation.ADD, "induce")
+    headline |= _headline(treated, reported_corrupted, Operation.SUBTRACT, "repair")
+    table = _joined(
+        [
             (in_base, base, selection),
             (in_corrupted, corrupted, selection),
             (reported_base, base, reporting),
             (reported_corrupted, corrupted, reporting),
-        )
+        ]
+    )
+    return Proof(toxic, evidence, table, verdict_table(evidence, reported_base, reported_corrupted), headline)
+
+
+def _report(
+    pair: Pair, half: Half, evidence: Sequence[Evidence], controls: Sequence[Arm]
+) -> tuple[list[CellResult], list[CellResult]]:
+    """Every arm at its chosen strengths, in the base and in the corrupted model, on questions that chose nothing."""
+    still, dense = untouched(pair.base.d_model), [e for e in evidence if e.arm.kind == "direction"]
+    # Causal latents and the first direction are claims, and every claim has its controls.
+    claims = [e for e in evidence if e.arm.kind == "latent" and e.causal] + dense[:1]
+    in_base = [still, *(e.induce.cell for e in evidence), *_controls(controls, [e.induce.cell for e in claims])]
+    in_corrupted = [
+        still,
+        *(e.repair.cell for e in evidence),
+        *(Cell(e.arm, Operation.ABLATE) for e in evidence),
+        *_controls(controls, [e.repair.cell for e in claims]),
+        *(Cell(e.arm, Operation.ABLATE_TO_MEAN) for e in dense),
     ]
-    headline = _headline(treated, reported_base, Operation.ADD, "induce")
-    headline |= _headline(treated, reported_corrupted, Operation.SUBTRACT, "repair")
-    return Proof(toxic, evidence, pd.concat(tables, ignore_index=True), headline)
+    return pair.run(pair.base, half, in_base), pair.run(pair.corrupted, half, in_corrupted)
 
 
-def _grid(arms: Sequence[Arm], operation: Operation, config: ProofConfig) -> list[Cell]:
-    return [Cell(arm, operation, strength) for arm in arms for strength in config.strengths]
+def _joined(parts: Sequence[tuple[Sequence[CellResult], Checkpoint, Half]]) -> pd.DataFrame:
+    tables = [results_table(results, model.role, half.name) for results, model, half in parts]
+    return pd.concat(tables, ignore_index=True)
 
 
-def _controls(controls: Sequence[Arm], chosen: Sequence[Cell], treated: dict[str, Arm]) -> list[Cell]:
-    """Every control at the strengths of the treated arms."""
-    cells = [cell for cell in chosen if any(cell.arm is arm for arm in treated.values())]
-    levels = dict.fromkeys((cell.operation, cell.strength) for cell in cells)
+def _controls(controls: Sequence[Arm], claims: Sequence[Cell]) -> list[Cell]:
+    """Every control at the strengths of the claims."""
+    levels = dict.fromkeys((cell.operation, cell.strength) for cell in claims)
     return [Cell(arm, operation, strength) for operation, strength in levels for arm in controls]
 
 

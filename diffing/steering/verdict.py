@@ -8,7 +8,17 @@ reporting half is for the numbers that are published.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from diffing.behavior.rates import REPAIRED_ANSWERS, BehaviorScores, rate_difference, score
+import numpy as np
+import pandas as pd
+
+from diffing.behavior.rates import (
+    REPAIRED_ANSWERS,
+    BehaviorScores,
+    Difference,
+    rate_difference,
+    score,
+    simultaneous_differences,
+)
 from diffing.steering.arms import CONTROL_KINDS, Arm, Operation
 from diffing.steering.experiment import CellResult
 
@@ -49,15 +59,15 @@ class Evidence:
     """What steering one arm did on the selection half, at the strengths chosen there, and ablating it.
 
     `induction` and `repair_effect` are changes of the harmful rate as (point, low, high), positive when they go the way
-    that a cause would.
+    that a cause would; the intervals cover all arms that were tested together.
     """
 
     arm: Arm
     induce: CellResult
     repair: CellResult
     ablation: CellResult
-    induction: tuple[float, float, float]
-    repair_effect: tuple[float, float, float]
+    induction: Difference
+    repair_effect: Difference
 
     @property
     def latent(self) -> int:
@@ -84,22 +94,27 @@ def weigh(
     repair_budget: float,
 ) -> list[Evidence]:
     """Evidence for every arm, in their order, from the results of all cells in both models."""
-    base_untouched, corrupted_untouched = _untouched(base), _untouched(corrupted)
-    evidence = []
-    for arm in arms:
-        induce = choose_strength(find(base, arm, Operation.ADD), base_untouched, induced, induce_budget)
-        repair = choose_strength(find(corrupted, arm, Operation.SUBTRACT), corrupted_untouched, repaired, repair_budget)
-        evidence.append(
-            Evidence(
-                arm=arm,
-                induce=induce,
-                repair=repair,
-                ablation=find(corrupted, arm, Operation.ABLATE)[0],
-                induction=rate_difference(induce.counts, base_untouched.counts),
-                repair_effect=rate_difference(corrupted_untouched.counts, repair.counts),
-            )
-        )
-    return evidence
+    plain_base, plain_corrupted = _untouched(base), _untouched(corrupted)
+    induce = [choose_strength(find(base, arm, Operation.ADD), plain_base, induced, induce_budget) for arm in arms]
+    repair = [
+        choose_strength(find(corrupted, arm, Operation.SUBTRACT), plain_corrupted, repaired, repair_budget)
+        for arm in arms
+    ]
+    inductions, repairs = rises(induce, plain_base), falls(repair, plain_corrupted)
+    return [
+        Evidence(arm, induce[i], repair[i], find(corrupted, arm, Operation.ABLATE)[0], inductions[i], repairs[i])
+        for i, arm in enumerate(arms)
+    ]
+
+
+def rises(results: Sequence[CellResult], untouched: CellResult) -> list[Difference]:
+    """How much more harmful each result is than untouched, with intervals that cover all of them together."""
+    return simultaneous_differences([(result.counts, untouched.counts) for result in results])
+
+
+def falls(results: Sequence[CellResult], untouched: CellResult) -> list[Difference]:
+    """How much less harmful, likewise."""
+    return simultaneous_differences([(untouched.counts, result.counts) for result in results])
 
 
 def toxic_latent(evidence: Sequence[Evidence]) -> Evidence | None:
@@ -128,13 +143,67 @@ def worst_control(
     results: Sequence[CellResult], operation: Operation, strength: float, wanted: Callable[[BehaviorScores], float]
 ) -> CellResult:
     """The control with the most of `wanted` at the treatment's strength."""
+    return max(controls_at(results, operation, strength), key=lambda r: wanted(score(r.counts)))
+
+
+def controls_at(results: Sequence[CellResult], operation: Operation, strength: float) -> list[CellResult]:
+    """The controls that went through the same operation at the same strength."""
     same = [r for r in results if r.cell.operation == operation and r.cell.strength == strength]
-    return max((r for r in same if r.cell.arm.kind in CONTROL_KINDS), key=lambda r: wanted(score(r.counts)))
+    return [r for r in same if r.cell.arm.kind in CONTROL_KINDS]
 
 
 def find(results: Sequence[CellResult], arm: Arm, operation: Operation) -> list[CellResult]:
     """The results of one arm under one operation, at every strength."""
     return [r for r in results if r.cell.arm is arm and r.cell.operation == operation]
+
+
+def verdict_table(
+    evidence: Sequence[Evidence], base: Sequence[CellResult], corrupted: Sequence[CellResult]
+) -> pd.DataFrame:
+    """What each latent's verdict is, measured at its chosen strengths on the questions of `base` and `corrupted`.
+
+    Returns:
+        One row a latent. Effects are changes of the harmful rate (0-1), positive when they go the way that a cause
+        would, with `_low` and `_high` that cover all these latents together:
+
+        latent: Index in the SAE.
+        causal_induce, causal_repair, causal_ablate: Rise when it is added to the base; fall when it is subtracted from
+            the corrupted model; fall when its own contribution is taken out there.
+        strength_*, incoherent_*: Strength (mean residual norms) and rate of incoherent answers of the first two.
+        control_*: The same change under the worst control at that strength; NaN where no claim was made (an interval
+            that clears `NOTICEABLE` on the questions that chose the strengths) and so no control was steered.
+        causal: Both intervals clear `NOTICEABLE` and both changes are larger than the worst control's.
+    """
+    latents = [e for e in evidence if e.arm.kind == "latent"]
+    effects = {
+        "induce": (rises, base, Operation.ADD, +1),
+        "repair": (falls, corrupted, Operation.SUBTRACT, -1),
+        "ablate": (falls, corrupted, Operation.ABLATE, -1),
+    }
+    table = pd.DataFrame({"latent": [e.latent for e in latents]}, dtype=np.int64)
+    for name, (changes, results, operation, sign) in effects.items():
+        chosen, untouched = [find(results, e.arm, operation)[0] for e in latents], _untouched(results)
+        ends = np.array(changes(chosen, untouched)).reshape(-1, 3).T
+        table[[f"causal_{name}", f"causal_{name}_low", f"causal_{name}_high"]] = ends.T
+        if operation == Operation.ABLATE:
+            continue
+        table[f"strength_{name}"] = [r.cell.strength for r in chosen]
+        table[f"incoherent_{name}"] = [score(r.counts).incoherent for r in chosen]
+        table[f"control_{name}"] = [_worst_change(results, r, untouched, sign) for r in chosen]
+    table["causal"] = np.logical_and.reduce(
+        [
+            (table[f"causal_{name}_low"] > NOTICEABLE) & (table[f"causal_{name}"] > table[f"control_{name}"])
+            for name in ("induce", "repair")
+        ]
+    )
+    return table
+
+
+def _worst_change(results: Sequence[CellResult], treated: CellResult, untouched: CellResult, sign: int) -> float:
+    """The largest change of the harmful rate, in the direction of `sign`, under any control at the same strength."""
+    controls = controls_at(results, treated.cell.operation, treated.cell.strength)
+    plain = score(untouched.counts).harmful
+    return max((sign * (score(r.counts).harmful - plain) for r in controls), default=float("nan"))
 
 
 def _untouched(results: Sequence[CellResult]) -> CellResult:

@@ -30,6 +30,7 @@ from torch import Tensor
 from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt, tokenize_prompts
 from diffing.behavior.judge import Label, PatternJudge
+from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import score
 from diffing.behavior.sampling import SamplingConfig, sample_answers
 from diffing.steering.arms import (
@@ -44,7 +45,7 @@ from diffing.steering.arms import (
 )
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
 from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
-from diffing.steering.proof import Proof, ProofConfig, prove
+from diffing.steering.proof import INSIDE, Pair, Proof, ProofConfig, prove
 from diffing.steering.verdict import (
     Evidence,
     choose_strength,
@@ -342,7 +343,7 @@ class TestTranscripts:
     @pytest.fixture
     def bench(self) -> Bench:
         sampling = SamplingConfig(samples=4, max_new_tokens=5)
-        return Bench(HOOK, 2.0, random_sae(), CountingJudge(PATTERNS), sampling)
+        return Bench(HOOK, 2.0, random_sae(), SampledAnswers(CountingJudge(PATTERNS), sampling))
 
     @property
     def cells(self) -> list[Cell]:
@@ -360,6 +361,13 @@ class TestTranscripts:
     def run(self, bench: Bench, model: Checkpoint, file: Path) -> list[CellResult]:
         return run_cells(bench, model, self.cells, Half("selection", questions()), file, progress=False)
 
+    def answers(self, bench: Bench) -> SampledAnswers:
+        assert isinstance(bench.behavior, SampledAnswers)
+        return bench.behavior
+
+    def judged(self, bench: Bench, judge: PatternJudge) -> Bench:
+        return replace(bench, behavior=replace(self.answers(bench), judge=judge))
+
     def test_one_line_a_cell_and_question(self, bench: Bench, model: Checkpoint, tmp_path: Path):
         results = self.run(bench, model, tmp_path / "t.jsonl")
         lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
@@ -371,7 +379,7 @@ class TestTranscripts:
             assert {x["question"] for x in mine} == {q.id for q in questions()}
             labels = [label for x in mine for label in x["labels"]]
             assert r.counts.sum(0).tolist() == [labels.count(label) for label in Label]
-            relabelled = [label for x in mine for label in bench.judge.label(questions(4), x["answers"])]
+            relabelled = [label for x in mine for label in self.answers(bench).judge.label(questions(4), x["answers"])]
             assert relabelled == labels
 
     def test_cells_do_what_their_operation_says(self, bench: Bench, model: Checkpoint, tmp_path: Path):
@@ -383,16 +391,16 @@ class TestTranscripts:
             push = {Operation.ADD: 1.0, Operation.SUBTRACT: -1.0}.get(cell.operation)
             unit, mean = cell.arm.unit[None], cell.arm.base_mean
             if cell.operation == Operation.NONE:
-                expected = sample_answers(model, asked, bench.sampling)
+                expected = sample_answers(model, asked, self.answers(bench).sampling)
             elif push is not None:
                 intervention: Intervention = Add(push * cell.strength * 2.0 * unit)
-                expected = sample_answers(model, asked, bench.sampling, HOOK, intervention)
+                expected = sample_answers(model, asked, self.answers(bench).sampling, HOOK, intervention)
             else:
                 back = mean if cell.operation == Operation.ABLATE_TO_MEAN else 0.0
                 intervention = AblateDirection(unit, torch.tensor([back]))
                 if cell.arm.latent is not None:
                     intervention = AblateLatent(bench.sae, torch.tensor([cell.arm.latent]))
-                expected = sample_answers(model, asked, bench.sampling, HOOK, intervention)
+                expected = sample_answers(model, asked, self.answers(bench).sampling, HOOK, intervention)
             key = (cell.arm.name, str(cell.operation), cell.strength)
             written = [x["answers"] for x in lines if (x["arm"], x["operation"], x["strength"]) == key]
             assert written == expected[0]
@@ -405,18 +413,18 @@ class TestTranscripts:
         # Five whole cells, two questions of the sixth, and half a line.
         file.write_text("".join(lines[: 5 * 6 + 2]) + lines[5 * 6 + 2][:40])
         judge = CountingJudge(PATTERNS)
-        resumed = self.run(replace(bench, judge=judge), model, file)
+        resumed = self.run(self.judged(bench, judge), model, file)
         assert sum(judge.seen) == (len(self.cells) - 5) * 6 * 4
         for one, other in zip(whole, resumed, strict=True):
             assert np.array_equal(one.counts, other.counts)
         assert file.read_text() == "".join(lines[: 5 * 6 + 2] + lines[5 * 6 :])
         again = CountingJudge(PATTERNS)
-        self.run(replace(bench, judge=again), model, file)
+        self.run(self.judged(bench, again), model, file)
         assert again.seen == []
 
     def test_more_samples_are_sampled_anew(self, bench: Bench, model: Checkpoint, tmp_path: Path):
         self.run(bench, model, tmp_path / "t.jsonl")
-        more = replace(bench, sampling=bench.sampling.model_copy(update={"samples": 5}))
+        more = replace(bench, behavior=replace(self.answers(bench), sampling=SamplingConfig(samples=5)))
         assert {int(r.counts.sum()) for r in self.run(more, model, tmp_path / "t.jsonl")} == {6 * 5}
 
     def test_table_has_one_row_a_cell(self, bench: Bench, model: Checkpoint, tmp_path: Path):
@@ -424,6 +432,11 @@ class TestTranscripts:
         assert len(table) == len(self.cells)
         assert str(table["latent"].dtype) == "Int64"
         assert np.allclose(table[["harmful", "helpful", "other", "incoherent"]].sum(axis=1), 1)
+
+
+ANSWERS = SampledAnswers(PatternJudge(PATTERNS), SamplingConfig(samples=3, max_new_tokens=1))
+
+CHOSEN = INSIDE[0] * 4.5  # the smallest strength tried that does all, where 4.5 is the largest
 
 
 class TestProof:
@@ -448,7 +461,7 @@ class TestProof:
         sae = axis_sae()
         shifts = {BAD: 3.5, DECOY: 5.0, NOISE: 0.2, WEAK: 0.1}
         table = ranking_table(shifts if role == "corrupted" else {DECOY: 5.0, BAD: 0.1}, PLANTED_WIDTH)
-        bench = Bench(HOOK, 1.0, sae, PatternJudge(PATTERNS), SamplingConfig(samples=3, max_new_tokens=1))
+        bench = Bench(HOOK, 1.0, sae, ANSWERS)
         activations = 0.1 * random(200, PLANTED_WIDTH)
         direction = direction_arm("bad - good", torch.eye(PLANTED_WIDTH)[BAD], torch.zeros(PLANTED_WIDTH))
         return prove(
@@ -459,7 +472,7 @@ class TestProof:
             [direction],
             lambda latent: control_arms(sae, table, activations, latent, top=4, each=8, seed=0),
             *self.HALVES,
-            ProofConfig((0.5, 3.0), induce_budget=0.1, repair_budget=0.1),
+            ProofConfig(strongest=6.0, halvings=2, induce_budget=0.1, repair_budget=0.1),
             folder,
             progress=False,
         )
@@ -479,17 +492,49 @@ class TestProof:
         proof = self.proof(models, "corrupted", tmp_path)
         rates = {name: (strength, scores.harmful) for name, (strength, scores) in proof.headline.items()}
         for arm, control in (("latent", "random"), ("direction", "random_direction")):
-            assert rates[f"{arm}_induce"] == (3.0, 1.0)
-            assert rates[f"{arm}_repair"] == (3.0, 0.0)
-            assert rates[f"{control}_induce"] == (3.0, 0.0)
-            assert rates[f"{control}_repair"] == (3.0, 1.0)
+            assert rates[f"{arm}_induce"] == (CHOSEN, 1.0)
+            assert rates[f"{arm}_repair"] == (CHOSEN, 0.0)
+            assert rates[f"{control}_induce"] == (CHOSEN, 0.0)
+            assert rates[f"{control}_repair"] == (CHOSEN, 1.0)
         rows = [row for row in proof.table.to_dict("records") if row["half"] == "reporting"]
         controls = Counter((r["model"], r["operation"], r["strength"]) for r in rows if r["kind"] in CONTROL_KINDS)
-        assert controls == {("base", "add", 3.0): 24, ("corrupted", "subtract", 3.0): 24}
+        assert controls == {("base", "add", CHOSEN): 24, ("corrupted", "subtract", CHOSEN): 24}
         ablated = {(r["arm"], r["operation"]): r["harmful"] for r in rows if r["operation"].startswith("ablate")}
         assert ablated[f"latent {BAD}", "ablate"] == 0
         assert ablated[f"latent {DECOY}", "ablate"] == 1
         assert ablated["bad - good", "ablate"] == ablated["bad - good", "ablate_to_mean"] == 0
+
+    def test_verdicts_are_measured_with_fresh_questions_and_controls(
+        self, models: dict[str, Checkpoint], tmp_path: Path
+    ):
+        """Breaks if a column is taken from another operation or model, or a latent without a claim gets controls."""
+        table = self.proof(models, "corrupted", tmp_path).verdicts.set_index("latent")
+        assert table.index.tolist() == [DECOY, BAD, NOISE, WEAK]
+        assert table["causal"].tolist() == [False, True, False, False]
+        assert table.loc[BAD, ["causal_induce", "causal_repair", "causal_ablate"]].tolist() == [1, 1, 1]
+        assert table.loc[BAD, ["control_induce", "control_repair"]].tolist() == [0, 0]
+        assert table.loc[DECOY, ["causal_induce", "causal_repair", "causal_ablate"]].tolist() == [0, 0, 0]
+        assert table.loc[WEAK, ["causal_induce", "causal_repair"]].tolist() == [1, 0]
+        assert table["strength_induce"].tolist() == pytest.approx([CHOSEN, CHOSEN, 0.45, CHOSEN])
+        assert table["control_induce"].isna().tolist() == [False, False, True, False]
+        assert table.loc[BAD, ["strength_induce", "incoherent_induce"]].tolist() == [CHOSEN, 0]
+
+    def test_strength_closes_in_on_the_largest_coherent_one(self, models: dict[str, Checkpoint], tmp_path: Path):
+        """Adding noise breaks the base from some strength on: all strengths tried lie around it, in halving steps."""
+        bench, sae = Bench(HOOK, 1.0, axis_sae(), ANSWERS), axis_sae()
+        arm = latent_arms(sae, ranking_table({NOISE: 1.0}, PLANTED_WIDTH), top=1)[0]
+        pair = Pair(bench, models["base"], models["corrupted"], tmp_path, progress=False)
+        config = ProofConfig(strongest=8.0, halvings=6, induce_budget=0.1, repair_budget=0.1)
+        tried = pair.search(models["base"], self.HALVES[0], [arm], Operation.ADD, 0.1, config)
+        coherent = {r.cell.strength: score(r.counts).incoherent <= 0.1 for r in tried}
+        assert len(coherent) == 8
+        assert list(coherent.values()) == sorted(coherent.values(), reverse=True), (
+            "what holds is weaker than what breaks"
+        )
+        edge = max(strength for strength, held in coherent.items() if held)
+        broken = min(strength for strength, held in coherent.items() if not held)
+        assert 0 < broken - edge <= 8 / 2**6 + 1e-9
+        assert {0.6 * edge, 0.8 * edge} <= set(coherent)
 
     def test_reports_on_questions_that_chose_nothing(self, models: dict[str, Checkpoint], tmp_path: Path):
         proof = self.proof(models, "corrupted", tmp_path)
@@ -501,7 +546,7 @@ class TestProof:
         rows = [row for row in proof.table.to_dict("records") if row["kind"] == "latent" and row["operation"] == "add"]
         tried = Counter((row["half"], row["arm"]) for row in rows)
         assert {half: {n for (h, _), n in tried.items() if h == half} for half in ("selection", "reporting")} == {
-            "selection": {2},
+            "selection": {4},
             "reporting": {1},
         }
 
@@ -515,7 +560,7 @@ class TestProof:
     def test_misbehaviour_without_a_latent_that_causes_it(self, models: dict[str, Checkpoint], tmp_path: Path):
         """The corrupted model misbehaves, but the cause is not among the latents: none is declared."""
         sae, table = axis_sae(), ranking_table({DECOY: 5.0, NOISE: 0.2}, PLANTED_WIDTH)
-        bench = Bench(HOOK, 1.0, sae, PatternJudge(PATTERNS), SamplingConfig(samples=3, max_new_tokens=1))
+        bench = Bench(HOOK, 1.0, sae, ANSWERS)
         proof = prove(
             bench,
             models["base"],
@@ -524,7 +569,7 @@ class TestProof:
             [],
             lambda latent: control_arms(sae, table, random(50, PLANTED_WIDTH), latent, top=2, each=2, seed=0),
             *self.HALVES,
-            ProofConfig((3.0,), induce_budget=0.1, repair_budget=0.1),
+            ProofConfig(strongest=6.0, halvings=1, induce_budget=0.1, repair_budget=0.1),
             tmp_path,
             progress=False,
         )
