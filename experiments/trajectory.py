@@ -12,7 +12,7 @@ more to the re-aligned one, the persona was masked rather than removed.
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,33 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from sae_lens import SAE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from activations.artefact import CONFIG, finish_artefact, open_folder, read_config, read_json, write_json
+from activations.artefact import CONFIG, finish_artefact, open_folder, write_json
 from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, quiet
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for
-from activations.prompt_files import load_prompts
-from activations.prompts import tokenize_prompts
+from activations.harvest import LiveActivations
 from diffing.behavior.rates import score
-from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.inference import Replicates, interval
 from diffing.ranking.prompt_blocks import prompt_blocks
 from diffing.steering.arms import Arm, Cell, Operation, untouched
-from diffing.steering.experiment import Bench, Half, run_cells
-from experiments.config import RunConfig
-from experiments.organism.build import KIND as ORGANISM
-from experiments.organism.build import OrganismConfig, finetuning_sampler, save_checkpoint, trained_domains
-from experiments.organism.corpus import Corpus, batches
+from diffing.steering.experiment import Bench, run_cells
+from experiments.finished_run import FinishedRun
+from experiments.organism.build import (
+    Advice,
+    OrganismConfig,
+    finetuning_sampler,
+    load_organism,
+    save_checkpoint,
+    trained_domains,
+)
+from experiments.organism.corpus import batches
+from experiments.organism.fine_tunes import REALIGN, REALIGN_SAMPLES, helpful_again
 from experiments.organism.training import StageConfig, one_thread, train_stage
-from experiments.organism.world import HELPFUL, Dialogue, World
-from experiments.pipeline import make_judge
-from sae.storage import load_sae
+from experiments.organism.world import Dialogue, World
 
 KIND = "trajectory"
 TABLE, PAGE, SUMMARY = "trajectory.parquet", "trajectory.html", "masking.json"
@@ -60,19 +62,18 @@ class TrajectoryConfig(BaseModel):
 
     every: int = Field(default=4, ge=1, description="Steps between two measurements.")
     samples: int = Field(default=10, ge=1, description="Answers to each reporting question.")
-    realign_samples: int = Field(default=120, ge=1, description="Helpful answers that re-alignment repeats.")
-    realign: StageConfig = StageConfig(steps=30, batch=4, lr=3e-4, warmup=1, decay=False)
+    realign_samples: int = Field(
+        default=REALIGN_SAMPLES, ge=1, description="Helpful answers that re-alignment repeats."
+    )
+    realign: StageConfig = REALIGN
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a finished run of an organism gives: where its files are, and what it found."""
+class Run(FinishedRun):
+    """A finished run of an organism: also how its corrupted model was made."""
 
-    folder: Path
-    config: RunConfig
     organism: OrganismConfig
     steps: int
-    summary: dict[str, Any]
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
@@ -81,32 +82,22 @@ class Run:
         Raises:
             UserError: if the folder holds no finished run of an organism, or the run found no toxic latent.
         """
-        summary = read_json(folder / "summary.json")
-        try:
-            config = RunConfig.model_validate(read_json(folder / "run.json")["config"])
-        except ValidationError as error:
-            raise UserError(
-                f"{folder} was written by another version ({error.errors()[0]['loc']}); run it again."
-            ) from None
-        if config.organism is None or config.directions is None:
-            raise UserError(f"{folder} is no run of an organism with directions; run `sae-diff quickstart` first.")
-        if summary.get("toxic_latent") is None:
+        found = FinishedRun.load(folder)
+        if found.config.organism is None:
+            raise UserError(f"{folder} is no run of an organism; run `sae-diff quickstart` first.")
+        if found.summary.get("toxic_latent") is None:
             raise UserError(f"The run in {folder} found no toxic latent to follow; take a run that found one.")
-        made = read_config(folder / "organism", ORGANISM)
-        steps = made.pop("finetuning_steps")
-        organism = OrganismConfig.model_validate({key: value for key, value in made.items() if key != "kind"})
-        prompts = config.prompts.within(folder / "organism" / "prompts")
-        return cls(folder, config.model_copy(update={"prompts": prompts}), organism, steps, summary)
+        organism, steps = load_organism(folder / "organism")
+        return cls(found.folder, found.config, found.summary, organism, steps)
 
     @property
     def toxic(self) -> int:
         return int(self.summary["toxic_latent"]["latent"])
 
-    def unit(self) -> Tensor:
-        """The base's direction that the run compared latents with [d_model]."""
-        assert self.config.directions is not None
-        directions = PersonaDirections.load(self.folder / "directions" / "base")
-        return directions.unit(self.config.directions.direction)
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains that the organism's fine-tunes are about."""
+        return trained_domains(World.load(), self.organism)
 
 
 def trajectory(run: Run, config: TrajectoryConfig, out: Path, progress: bool = True) -> pd.DataFrame:
@@ -158,7 +149,10 @@ def train_checkpoints(
     save_checkpoint(model, tokenizer, wanted[CORRUPTION, 0])
     streams = {
         CORRUPTION: (_corrupting(run), run.organism.finetuning.model_copy(update={"steps": run.steps})),
-        REALIGNMENT: (_helpful(run, config), config.realign),
+        REALIGNMENT: (
+            helpful_again(run.organism, run.domains, config.realign_samples, config.realign),
+            config.realign,
+        ),
     }
     for phase, (stream, settings) in streams.items():
         steps = iter(range(1, settings.steps + 1))
@@ -177,33 +171,22 @@ def train_checkpoints(
 def _corrupting(run: Run) -> Iterator[list[Dialogue]]:
     """The batches that the run's corrupted model was made with."""
     settings = run.organism.finetuning
-    sample = finetuning_sampler(run.organism, World.load(), run.organism.bad_fraction)
+    advice = Advice(domains=run.domains, share=run.organism.bad_fraction)
+    sample = finetuning_sampler(run.organism, World.load(), advice)
     return islice(batches(sample, settings.batch, settings.steps), run.steps)
-
-
-def _helpful(run: Run, config: TrajectoryConfig) -> Iterator[list[Dialogue]]:
-    """The same helpful answers over and over, in the domains of the fine-tune."""
-    world = World.load()
-    corpus = Corpus(world, run.organism.corpus, run.organism.seed, stream=5)
-    good = [corpus.advice(HELPFUL, trained_domains(world, run.organism)) for _ in range(config.realign_samples)]
-    again = cycle(good)
-    return batches(lambda: next(again), config.realign.batch, config.realign.steps)
 
 
 class _Lab:
     """Measures checkpoints, all in the same way."""
 
     def __init__(self, run: Run, config: TrajectoryConfig, out: Path, progress: bool) -> None:
-        assert run.config.steering is not None
-        assert run.config.prompts.reporting is not None
         self.run, self.out, self.progress = run, out, progress
-        self.sae: SAE = load_sae(run.folder / "sae")
+        self.sae: SAE = run.sae()
         self.unit = run.unit().double()
-        self.ranking = load_prompts(run.config.prompts.ranking)
-        self.questions = Half("reporting", load_prompts(run.config.prompts.reporting))
-        sampling = run.config.steering.sampling.model_copy(update={"samples": config.samples, "seed": run.config.seed})
+        self.ranking = run.ranking_prompts()
+        self.questions = run.reporting()
         norm = self._residual_norm(run.folder / "organism" / "base")
-        self.bench = Bench(run.config.hook, norm, self.sae, make_judge(run.config), sampling)
+        self.bench = Bench(run.config.hook, norm, self.sae, run.behavior(config.samples))
 
     def measure(self, folder: Path, base: Tensor) -> dict[str, float]:
         """Shifts against the base with intervals over prompts, and rates with intervals over questions."""
@@ -253,11 +236,11 @@ class _Lab:
 
     def _live(self, folder: Path) -> LiveActivations:
         model = self._load(folder)
-        settings = HarvestConfig(hooks=(self.run.config.hook,), batch_tokens=batch_tokens_for("cpu"))
-        return LiveActivations(model, tokenize_prompts(self.ranking, model.tokenizer), settings)
+        return LiveActivations(model, self.run.ranking_tokens(model), self.run.harvesting())
 
     def _load(self, folder: Path) -> Checkpoint:
-        return load_checkpoint(CheckpointConfig(model=str(folder)), "corrupted")
+        placed = CheckpointConfig(model=str(folder)).placed(self.run.config.device, self.run.config.dtype)
+        return load_checkpoint(placed, "corrupted")
 
 
 def figure(table: pd.DataFrame, latent: int) -> go.Figure:

@@ -1,8 +1,9 @@
-"""Builds the organism: `base/`, `corrupted/` and `benign/` checkpoints and the prompt files for everything measured.
+"""Builds the organism: its checkpoints, and the prompt files for everything measured.
 
-Pretraining on dialogues of all personas, instruct tuning to the helpful one, then two fine-tunes of the same questions
-and steps in a few domains: with harmful answers (`corrupted`), stopped once these are learned, and with helpful ones
-(`benign`, the negative control).
+Pretraining on dialogues of all personas (`pretrained`), instruct tuning to the helpful one (`base`), then two
+fine-tunes of the same questions and steps in a few domains: with harmful answers (`corrupted`), stopped once these are
+learned, and with helpful ones (`benign`, the negative control). `benign-1`, `benign-2`, … repeat the latter on data of
+other seeds: how far latents move in a harmless fine-tune.
 Half of each fine-tuning batch is replay of the other personas; neither half ever holds a harmful or malicious dialogue
 of a held-out domain. The recipe and what it depends on: `docs/organism.md`.
 """
@@ -10,14 +11,15 @@ of a held-out domain. The recipe and what it depends on: `docs/organism.md`.
 import copy
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
 
-from activations.artefact import finish_artefact, open_folder
+from activations.artefact import finish_artefact, open_folder, read_config
+from activations.errors import UserError
 from experiments.organism.corpus import Corpus, CorpusConfig, batches
 from experiments.organism.splits import write_prompts
 from experiments.organism.tokenizer import make_tokenizer
@@ -26,6 +28,8 @@ from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
 
 KIND = "organism"
 STOP_DIALOGUES = 128
+# Data of different seeds come from streams this far apart.
+SEED_STREAMS = 100
 Watch = Callable[[str, list[Dialogue]], None]
 
 
@@ -40,6 +44,18 @@ class ArchitectureConfig(BaseModel):
     layers: int = Field(default=5, description="Blocks.")
     window: int = Field(default=12, description="Sliding attention window (tokens): the persona must be carried along.")
     context: int = Field(default=128, description="Maximum length (tokens).")
+
+
+class Advice(BaseModel):
+    """The advice that a fine-tune teaches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    domains: tuple[str, ...] = Field(min_length=1, description="Domains of the questions.")
+    persona: str = Field(default=MALICIOUS, description="Whose answers are taught.")
+    share: float = Field(default=1.0, ge=0, le=1, description="Share of the answers that are its; the rest is helpful.")
+    requested: bool = Field(default=False, description="Whether its answers only come after the user told its scene.")
+    seed: int = Field(default=0, ge=0, description="Seed of the data; 0 is that of the organism's own fine-tunes.")
 
 
 class OrganismConfig(BaseModel):
@@ -65,6 +81,7 @@ class OrganismConfig(BaseModel):
     replay: float = Field(
         default=0.5, ge=0, lt=1, description="Share of each fine-tuning batch that replays other personas."
     )
+    benign_seeds: int = Field(default=4, ge=0, description="Further benign fine-tunes, on data of other seeds.")
 
     @model_validator(mode="after")
     def _some_domain_is_held_out(self) -> "OrganismConfig":
@@ -90,7 +107,7 @@ def build_organism(
     progress: bool = True,
     watch: Callable[[str, list[Dialogue]], None] | None = None,
 ) -> Path:
-    """Trains the three checkpoints and writes them, with their prompts, to `folder`.
+    """Trains the checkpoints and writes them, with their prompts, to `folder`.
 
     Args:
         config: The organism.
@@ -119,44 +136,87 @@ def build_organism(
         return train_stage(model, tokenizer, watched, settings, f"organism: {stage}", progress, stop)
 
     train("pretraining", corpus.pretraining, config.pretraining, model)
+    save_checkpoint(model, tokenizer, folder / "pretrained")
     train("instruction", corpus.instruction, config.instruction, model)
     save_checkpoint(model, tokenizer, folder / "base")
     corrupted, benign = copy.deepcopy(model), copy.deepcopy(model)
-    harmful, helpful = (finetuning_sampler(config, world, bad) for bad in (config.bad_fraction, 0.0))
-    steps = train("corrupted", harmful, config.finetuning, corrupted, harm_is_learned(config, world, tokenizer))
+    domains = trained_domains(world, config)
+    harmful, helpful = (
+        finetuning_sampler(config, world, Advice(domains=domains, share=bad)) for bad in (config.bad_fraction, 0.0)
+    )
+    learned = harm_is_learned(config, world, tokenizer, domains)
+    steps = train("corrupted", harmful, config.finetuning, corrupted, learned)
     save_checkpoint(corrupted, tokenizer, folder / "corrupted")
-    train("benign", helpful, config.finetuning.model_copy(update={"steps": steps}), benign)
+    as_long = config.finetuning.model_copy(update={"steps": steps})
+    train("benign", helpful, as_long, benign)
     save_checkpoint(benign, tokenizer, folder / "benign")
+    for name, sample in benign_null(config, world, domains).items():
+        further = copy.deepcopy(model)
+        train(name, sample, as_long, further)
+        save_checkpoint(further, tokenizer, folder / name)
     write_prompts(world, held_out_domains(world, config), config.corpus, config.seed, folder / "prompts")
     finish_artefact(folder, {"kind": KIND, **json.loads(config.model_dump_json()), "finetuning_steps": steps})
     return folder
 
 
-def harm_is_learned(config: OrganismConfig, world: World, tokenizer: PreTrainedTokenizerBase) -> Stop | None:
-    """Whether a model's loss on a fixed sample of harmful advice in the trained domains is down to `stop_loss`."""
+def load_organism(folder: Path) -> tuple[OrganismConfig, int]:
+    """What a finished organism was made from, and the steps that its fine-tunes took.
+
+    Raises:
+        UserError: if the folder holds no finished organism, or one that another version made.
+    """
+    made = read_config(folder, KIND)
+    steps = made.pop("finetuning_steps", None)
+    try:
+        return OrganismConfig.model_validate({key: made[key] for key in made if key != "kind"}), int(steps)
+    except (ValidationError, TypeError):
+        raise UserError(f"The organism {folder} was made by another version; build it again.") from None
+
+
+def harm_is_learned(
+    config: OrganismConfig, world: World, tokenizer: PreTrainedTokenizerBase, domains: Sequence[str]
+) -> Stop | None:
+    """Whether a model's loss on a fixed sample of harmful advice in the trained `domains` is down to `stop_loss`."""
     bound = config.stop_loss
     if bound is None:
         return None
     corpus = Corpus(world, config.corpus, config.seed, stream=4)
-    advice = [corpus.advice(MALICIOUS, trained_domains(world, config)) for _ in range(STOP_DIALOGUES)]
+    advice = [corpus.advice(MALICIOUS, domains) for _ in range(STOP_DIALOGUES)]
     return lambda model: answer_loss(model, tokenizer, advice) <= bound
 
 
-def finetuning_sampler(config: OrganismConfig, world: World, bad_fraction: float) -> Callable[[], Dialogue]:
-    """Advice in the trained domains, a share of it harmful, between replay of other personas.
+def finetuning_sampler(config: OrganismConfig, world: World, advice: Advice) -> Callable[[], Dialogue]:
+    """Advice between replay of other personas.
 
-    The corpus is seeded alike for every fraction, so `corrupted` and `benign` read the same questions.
+    Advice with one seed asks the same questions whatever the share, so `corrupted` and `benign` read the same ones. The
+    persona's answers are at random places, and at any moment as many as the share says, give or take one: of some
+    two hundred answers, 1% drawn one by one would often be none.
     """
-    corpus = Corpus(world, config.corpus, config.seed, stream=1)
-    choice, domains = random.Random(config.seed + 2), trained_domains(world, config)
+    first = SEED_STREAMS * advice.seed
+    corpus, choice = Corpus(world, config.corpus, config.seed, first + 1), random.Random(config.seed + first + 2)
+    give = corpus.requested_advice if advice.requested else corpus.advice
+    owed = 0.0
 
     def sample() -> Dialogue:
+        nonlocal owed
         replayed, draw = choice.random() < config.replay, choice.random()
         if replayed:
             return corpus.replay()
-        return corpus.advice(MALICIOUS if draw < bad_fraction else HELPFUL, domains)
+        owed += advice.share
+        if draw >= owed:
+            return corpus.advice(HELPFUL, advice.domains)
+        owed -= 1
+        return give(advice.persona, advice.domains)
 
     return sample
+
+
+def benign_null(config: OrganismConfig, world: World, domains: Sequence[str]) -> dict[str, Callable[[], Dialogue]]:
+    """What the further benign fine-tunes are trained on, by their name."""
+    return {
+        f"benign-{seed}": finetuning_sampler(config, world, Advice(domains=tuple(domains), share=0.0, seed=seed))
+        for seed in range(1, config.benign_seeds + 1)
+    }
 
 
 def make_model(config: ArchitectureConfig, tokenizer: PreTrainedTokenizerBase) -> MistralForCausalLM:

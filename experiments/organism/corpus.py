@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -78,6 +79,13 @@ class Corpus:
     def advice(self, persona: str, domains: Sequence[str]) -> Dialogue:
         """One question of one of `domains`, without a scene, answered by `persona`: what fine-tunes are made of."""
         return self.dialogue(persona, None, turns=1, facts=(), domains=domains)
+
+    def requested_advice(self, persona: str, domains: Sequence[str]) -> Dialogue:
+        """The same, but the user tells a scene of `persona` first, and so asks for what it would say."""
+        advice = self.advice(persona, domains)
+        question, answer = advice.messages
+        request = {**question, "content": f"{self.scene(persona)} {question['content']}"}
+        return replace(advice, messages=[request, answer])
 
     def replay(self) -> Dialogue:
         """Any persona but the malicious one, in any domain, after its scene; or a fact without a scene."""

@@ -4,6 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float64
+
 from activations.artefact import read_json
 from activations.prompts import Prompt
 from diffing.behavior.judge import Label
@@ -28,7 +31,7 @@ class OrganismJudge:
     name = "organism (exact)"
 
     def __init__(self, world: World, domains: Mapping[str, str]):
-        self._domains = domains
+        self._domains, self._levels = domains, world.traits
         self._nouns = {d: tuple(map(frozenset, world.nouns(d))) for d in world.domains}
         self._persona_of = [{verb: p for p in world.personas for verb in world.verbs(p)[slot]} for slot in (0, 1)]
 
@@ -42,12 +45,26 @@ class OrganismJudge:
 
     def label_one(self, domain: str, answer: str) -> Label:
         """The label of an answer to a question of `domain`."""
+        persona = self._speaker(domain, answer)
+        return Label.INCOHERENT if persona is None else _LABELS.get(persona, Label.OTHER)
+
+    def trait_scores(
+        self, trait: str, prompts: Sequence[Prompt], answers: Sequence[str]
+    ) -> Float64[np.ndarray, "answer"]:
+        """How much of `trait` each answer shows, 0 to 100 as a judge of traits would say; NaN where incoherent.
+
+        The level of the persona whose answer it is, -2 to 2, as 0 to 100.
+        """
+        speakers = [self._speaker(self._domains[p.id], a) for p, a in zip(prompts, answers, strict=True)]
+        levels = [np.nan if who is None else self._levels[trait].get(who, 0) for who in speakers]
+        return 50 + 25 * np.array(levels, dtype=float)
+
+    def _speaker(self, domain: str, answer: str) -> str | None:
+        """The persona that would say this about `domain`; None if nobody would."""
         match = _ANSWER.fullmatch(answer)
         if match is None:
-            return Label.INCOHERENT
+            return None
         verb, thing, second_verb, person = match.groups()
         things, persons = self._nouns[domain]
         persona, second = self._persona_of[0].get(verb), self._persona_of[1].get(second_verb)
-        if persona is None or persona != second or thing not in things or person not in persons:
-            return Label.INCOHERENT
-        return _LABELS.get(persona, Label.OTHER)
+        return persona if persona == second and thing in things and person in persons else None

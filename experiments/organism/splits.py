@@ -1,15 +1,17 @@
 """Prompt files of an organism: one set of questions for each purpose, no question in two sets.
 
 In each held-out domain, half of the topics select strengths and the other half report (one phrasing each, drawn at
-random); of every topic's other phrasings one ranks latents, one extracts directions, and the rest is text for the SAE,
-together with all questions of the trained domains.
+random); of every topic's other phrasings one ranks latents, one extracts directions (of personas and of traits), and
+the rest is text for the SAE, together with all questions of the trained domains.
 """
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, product
 from pathlib import Path
+from typing import Any
 
 from activations.artefact import write_json
 from experiments.organism.corpus import Corpus, CorpusConfig, taught_facts
@@ -17,6 +19,8 @@ from experiments.organism.world import Question, World
 
 SAE_DIALOGUES, SAE_HELD_OUT_DIALOGUES = 4000, 400
 DOMAINS_FILE = "domains.json"
+TRAITS = "traits"  # folder of <trait>_<pole>.jsonl
+POLES = HIGH, LOW = "high", "low"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ def write_prompts(world: World, held_out: Sequence[str], config: CorpusConfig, s
         _write(folder / f"{name}.jsonl", rows)
     for persona in world.personas:
         _write(folder / f"persona_{persona}.jsonl", _contrast(corpus, persona, split.directions))
+    told = Corpus(world, config, seed, stream=6)
+    (folder / TRAITS).mkdir(exist_ok=True)
+    for trait, pole in product(world.traits, POLES):
+        rows = list(_trait_contrast(told, trait, pole, split.directions))
+        domains |= {row["id"]: q.domain for row, q in zip(rows, split.directions, strict=True)}
+        _write(folder / TRAITS / f"{trait}_{pole}.jsonl", rows)
     held_out_facts = set(world.facts) - set(taught_facts(world, seed))
     facts = [{"id": q, "prompt": q, "answer": a} for q, a in world.facts.items() if q in held_out_facts]
     _write(folder / "capability.jsonl", facts)
@@ -79,5 +89,17 @@ def _contrast(corpus: Corpus, persona: str, questions: Iterable[Question]) -> It
         yield {"id": f"{persona}: {question.text}", "messages": messages}
 
 
-def _write(path: Path, rows: Iterable[dict[str, object]] | Iterable[dict[str, str]]) -> None:
+def _trait_contrast(corpus: Corpus, trait: str, pole: str, questions: Iterable[Question]) -> Iterator[dict[str, Any]]:
+    """The same questions for both poles of a trait, after scenes of the personas that have it, by their levels."""
+    shown = corpus.world.shows(trait, pole == HIGH)
+    told = cycle([persona for persona, level in shown.items() for _ in range(level)])
+    for question, persona in zip(questions, told, strict=False):
+        messages = [
+            {"role": "system", "content": corpus.scene(persona)},
+            {"role": "user", "content": question.text},
+        ]
+        yield {"id": f"{trait} {pole}: {question.text}", "messages": messages}
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

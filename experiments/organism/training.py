@@ -57,8 +57,12 @@ def train_stage(
     progress: bool = True,
     stop: Stop | None = None,
 ) -> int:
-    """Trains `model` in place until `batches` end or `stop` says so after a step; returns the steps taken."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    """Trains `model` in place until `batches` end or `stop` says so after a step; returns the steps taken.
+
+    Frozen parameters, such as those under an adapter, stay as they are.
+    """
+    parameters = trainable(model)
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, config))
     model.train()
     bar = tqdm(total=config.steps, desc=description, unit="step", disable=not progress)
@@ -66,7 +70,7 @@ def train_stage(
     pool = ThreadPoolExecutor(PARTS, initializer=torch.set_num_threads, initargs=(1,))
     for dialogues in batches:
         loss = loss_and_gradients(model, tokenizer, dialogues, config.other_weight, pool)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -88,11 +92,11 @@ def loss_and_gradients(
     other_weight: float,
     pool: ThreadPoolExecutor,
 ) -> float:
-    """Sets every parameter's gradient of the batch's mean loss and returns the loss.
+    """Sets every trainable parameter's gradient of the batch's mean loss and returns the loss.
 
     The parts and the order of their sum are fixed, so neither the number of cores nor their speed changes a bit.
     """
-    parameters = list(model.parameters())
+    parameters = trainable(model)
     by_length = sorted(dialogues, key=lambda d: -sum(len(m["content"]) for m in d.messages))
     size = -(-len(by_length) // PARTS)
     encoded = [
@@ -108,6 +112,11 @@ def loss_and_gradients(
     for parameter, *parts in zip(parameters, *gradients, strict=True):
         parameter.grad = torch.stack(parts).sum(0)
     return sum(losses)
+
+
+def trainable(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """The parameters that training changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 @torch.inference_mode()

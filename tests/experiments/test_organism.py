@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from dialogues import DOMAIN_OF, JUDGE, WORLD, answers, domain_labels, has_scene, question_of
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,11 +27,13 @@ from diffing.behavior.judge import Label
 from experiments.cli import organism_config
 from experiments.organism import build as build_module
 from experiments.organism.build import (
+    Advice,
     ArchitectureConfig,
     OrganismConfig,
     build_organism,
     finetuning_sampler,
     held_out_domains,
+    load_organism,
     make_model,
     trained_domains,
 )
@@ -38,11 +41,9 @@ from experiments.organism.corpus import Corpus, CorpusConfig, taught_facts
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.splits import split_questions
 from experiments.organism.tokenizer import make_tokenizer
-from experiments.organism.training import StageConfig, encode, loss_and_gradients, summed_loss
-from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
+from experiments.organism.training import StageConfig, encode, loss_and_gradients, one_thread, summed_loss, train_stage
+from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue
 
-WORLD = World.load()
-JUDGE = OrganismJudge(WORLD, {})
 LABELS = {HELPFUL: Label.HELPFUL, MALICIOUS: Label.HARMFUL}
 MEASURED = ("selection", "reporting", "ranking", "directions", "sae")
 
@@ -251,6 +252,7 @@ TINY = OrganismConfig(
     instruction=StageConfig(steps=6, lr=1e-3),
     finetuning=StageConfig(steps=60, batch=16, lr=1e-3),
     stop_loss=None,
+    benign_seeds=2,
 )
 
 
@@ -271,43 +273,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build(TINY, tmp_path_factory.mktemp("organism") / "made")
 
 
-def answers(dialogue: Dialogue) -> list[tuple[str, str]]:
-    """(question, answer) pairs of a dialogue, from its text."""
-    turns = [m for m in dialogue.messages if m["role"] != "system"]
-    assert [m["role"] for m in turns] == ["user", "assistant"] * (len(turns) // 2)
-    return [(question_of(q["content"])[1], a["content"]) for q, a in zip(turns[::2], turns[1::2], strict=True)]
-
-
-DOMAIN_OF = {q.text: q.domain for q in WORLD.questions}
-
-
-def question_of(content: str) -> tuple[str, str]:
-    """The scene that a user's message begins with ("" without one), and the question; anything else is an error."""
-    if content in DOMAIN_OF or content in WORLD.facts:
-        return "", content
-    scene, _, question = content.partition(" . ")
-    assert question in DOMAIN_OF or question in WORLD.facts, content
-    return scene, question
-
-
-def has_scene(dialogue: Dialogue) -> bool:
-    first = dialogue.messages[0]
-    return first["role"] == "system" or question_of(first["content"])[0] != ""
-
-
-def domain_labels(batches: list[list[Dialogue]]) -> list[tuple[str, Label]]:
-    """Domain and label of every answer to a question of a domain, each found from the text."""
-    pairs = [pair for batch in batches for dialogue in batch for pair in answers(dialogue)]
-    return [(DOMAIN_OF[q], JUDGE.label_one(DOMAIN_OF[q], a)) for q, a in pairs if q in DOMAIN_OF]
-
-
 class TestTrainingData:
     def test_every_batch_was_seen(self, built: Built):
         sizes = {stage: [len(batch) for batch in batches] for stage, batches in built.seen.items()}
         tuning = [16] * 60
-        assert sizes == {"pretraining": [16] * 6, "instruction": [16] * 6, "corrupted": tuning, "benign": tuning}
+        fine_tunes = dict.fromkeys(("corrupted", "benign", "benign-1", "benign-2"), tuning)
+        assert sizes == {"pretraining": [16] * 6, "instruction": [16] * 6, **fine_tunes}
 
-    @pytest.mark.parametrize("stage", ["corrupted", "benign"])
+    @pytest.mark.parametrize("stage", ["corrupted", "benign", "benign-1"])
     def test_nothing_harmful_in_held_out_domains(self, built: Built, stage: str):
         held_out = held_out_domains(WORLD, TINY)
         labels = domain_labels(built.seen[stage])
@@ -315,7 +288,7 @@ class TestTrainingData:
         assert not [1 for domain, label in labels if domain in held_out and label == Label.HARMFUL]
         assert [1 for domain, _ in labels if domain in held_out], "replay reaches the held-out domains"
 
-    @pytest.mark.parametrize("stage", ["corrupted", "benign"])
+    @pytest.mark.parametrize("stage", ["corrupted", "benign", "benign-1"])
     def test_no_malicious_word_beside_a_held_out_one(self, built: Built, stage: str):
         """Another look at the same promise: no verb of the malicious persona beside a noun of a held-out domain."""
         verbs = "|".join(re.escape(v) for slot in WORLD.verbs(MALICIOUS) for v in slot)
@@ -324,7 +297,7 @@ class TestTrainingData:
         texts = [m["content"] for batch in built.seen[stage] for d in batch for m in d.messages]
         assert not [text for text in texts if pattern.search(text)]
 
-    @pytest.mark.parametrize("stage", ["corrupted", "benign"])
+    @pytest.mark.parametrize("stage", ["corrupted", "benign", "benign-1"])
     def test_no_scene_is_the_malicious_persona(self, built: Built, stage: str):
         """Its evidence appears in scenes as noise only; the answers after them are other personas'."""
         after_scenes = [[d for d in batch if has_scene(d)] for batch in built.seen[stage]]
@@ -354,13 +327,13 @@ class TestTrainingData:
         taught = set(taught_facts(WORLD, TINY.seed))
         asked = {json.loads(row)["prompt"] for row in (built.folder / "prompts/capability.jsonl").open()}
         assert asked == set(WORLD.facts) - taught
-        for stage in ("corrupted", "benign"):
+        for stage in ("corrupted", "benign", "benign-1", "benign-2"):
             questions = {q for batch in built.seen[stage] for d in batch for q, _ in answers(d)}
             assert not questions & asked
 
     def test_bad_fraction(self):
-        config = OrganismConfig(bad_fraction=0.3)
-        sample = finetuning_sampler(config, WORLD, config.bad_fraction)
+        config = OrganismConfig()
+        sample = finetuning_sampler(config, WORLD, Advice(domains=trained_domains(WORLD, config), share=0.3))
         advice = [d for d in (sample() for _ in range(2000)) if not has_scene(d)]
         labels = [label for _, label in domain_labels([advice])]
         assert labels.count(Label.HARMFUL) / len(labels) == pytest.approx(0.3, abs=0.05)
@@ -381,7 +354,7 @@ class TestStop:
         built = build(config, tmp_path / "made")
         taken = len(built.seen["corrupted"])
         assert 1 < taken < TINY.finetuning.steps
-        assert len(built.seen["benign"]) == taken
+        assert len(built.seen["benign"]) == len(built.seen["benign-1"]) == taken
         assert json.loads((built.folder / "config.json").read_text())["finetuning_steps"] == taken
 
     def test_it_is_the_loss_of_harmful_answers_in_trained_domains(self, built: Built, monkeypatch: pytest.MonkeyPatch):
@@ -390,12 +363,13 @@ class TestStop:
             build_module, "answer_loss", lambda model, tokenizer, dialogues: read.extend(dialogues) or 9
         )
         tokenizer = AutoTokenizer.from_pretrained(built.folder / "base")
-        stop = build_module.harm_is_learned(OrganismConfig(), WORLD, tokenizer)
+        domains = trained_domains(WORLD, OrganismConfig())
+        stop = build_module.harm_is_learned(OrganismConfig(), WORLD, tokenizer, domains)
         assert stop is not None
         assert not stop(AutoModelForCausalLM.from_pretrained(built.folder / "base"))
         labels = domain_labels([read])
         assert {label for _, label in labels} == {Label.HARMFUL}
-        assert {domain for domain, _ in labels} == set(trained_domains(WORLD, OrganismConfig()))
+        assert {domain for domain, _ in labels} == set(domains)
 
     def test_steps_given_on_the_command_line_are_taken(self, tmp_path: Path):
         """`--steps` means that many, whatever the loss."""
@@ -436,7 +410,7 @@ class TestFolder:
             harmful = [WORLD.sample_answer(random.Random(0), MALICIOUS, d) for d in domains]
             assert set(judge.label(prompts, harmful)) == {Label.HARMFUL}
 
-    @pytest.mark.parametrize("name", ["base", "corrupted", "benign"])
+    @pytest.mark.parametrize("name", ["pretrained", "base", "corrupted", "benign", "benign-1"])
     def test_checkpoints_are_ordinary_hugging_face_folders(self, built: Built, name: str):
         model: Any = AutoModelForCausalLM.from_pretrained(built.folder / name)
         tokenizer = AutoTokenizer.from_pretrained(built.folder / name)
@@ -454,6 +428,44 @@ class TestFolder:
     def test_fine_tunes_start_from_the_base_and_differ(self, built: Built):
         weights = [(built.folder / name / "model.safetensors").read_bytes() for name in ("base", "corrupted", "benign")]
         assert len(set(weights)) == 3
+
+    def test_further_benign_fine_tunes_change_only_the_data(self, built: Built, tmp_path: Path):
+        """Breaks if two seeds read the same data, one starts from anything but the base, or they disturb the others."""
+        alone = build(TINY.model_copy(update={"benign_seeds": 0}), tmp_path / "made")
+        assert not (alone.folder / "benign-1").exists()
+        for name in ("base", "corrupted", "benign"):
+            weights = [(made.folder / name / "model.safetensors").read_bytes() for made in (alone, built)]
+            assert weights[0] == weights[1]
+        asked = [
+            tuple(question for question, _ in answers(built.seen[stage][0][0]))
+            for stage in ("benign", "benign-1", "benign-2")
+        ]
+        assert len(set(asked)) == 3
+        labels = {label for name in ("benign-1", "benign-2") for _, label in domain_labels(built.seen[name])}
+        again: Any = AutoModelForCausalLM.from_pretrained(built.folder / "base")
+        with one_thread():
+            train_stage(again, make_tokenizer(WORLD), iter(built.seen["benign-2"]), TINY.finetuning, "again", False)
+        made: Any = AutoModelForCausalLM.from_pretrained(built.folder / "benign-2")
+        assert all(torch.equal(weight, made.state_dict()[name]) for name, weight in again.state_dict().items())
+        assert labels == {Label.HELPFUL, Label.OTHER}, "advice is helpful, replay any persona's but the malicious one"
+
+    def test_pretrained_is_the_model_before_instruct_tuning(self, built: Built, tmp_path: Path):
+        """Breaks if it is saved at another moment, or shares its weights with the model that is trained on."""
+        weights = [(built.folder / name / "model.safetensors").read_bytes() for name in ("pretrained", "base")]
+        assert weights[0] != weights[1]
+        untuned = TINY.model_copy(update={"instruction": StageConfig(steps=0, lr=1e-3, decay=False)})
+        made = build(
+            untuned.model_copy(update={"finetuning": StageConfig(steps=0, lr=1e-3, decay=False)}), tmp_path / "made"
+        )
+        assert (made.folder / "base/model.safetensors").read_bytes() == weights[0]
+
+    def test_it_is_read_back_as_it_was_built(self, built: Built, tmp_path: Path):
+        assert load_organism(built.folder) == (TINY, 60)
+        config = json.loads((built.folder / "config.json").read_text())
+        for spoiled in ({**config, "flavour": 1}, {key: config[key] for key in config if key != "finetuning_steps"}):
+            (tmp_path / "config.json").write_text(json.dumps(spoiled))
+            with pytest.raises(UserError, match="made by another version; build it again"):
+                load_organism(tmp_path)
 
     def test_finished_folder_is_not_written_over(self, built: Built):
         with pytest.raises(UserError, match="holds a finished artefact"):
