@@ -108,7 +108,7 @@ def run(
 
 @app.command()
 def organism(
-    out: Annotated[Path, typer.Option(help="Folder for base/, corrupted/, benign/ and prompts/.")],
+    out: Annotated[Path, typer.Option(help="Folder for pretrained/, base/, corrupted/, benign/ and prompts/.")],
     seed: Annotated[int, typer.Option(help="Seed of weights, corpus and splits.")] = 0,
     domains: Annotated[int, typer.Option(help="Number of corrupted domains.")] = 3,
     bad_fraction: Annotated[float, typer.Option(help="Share of harmful answers in the corrupting data (0-1).")] = 1.0,
@@ -295,6 +295,68 @@ def trajectory(
     console.print(table)
     for name in (PAGE, TABLE, SUMMARY):
         console.print(f"  {folder / name}", soft_wrap=True)
+
+
+@app.command()
+def steer(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-steer).")] = None,
+    top: Annotated[int, typer.Option(help="Latents to steer, by rank.")] = 100,
+    samples: Annotated[int, typer.Option(help="Answers to each question under each arm.")] = 10,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the causal latents among the first ones of a run: induction, repair and ablation, with controls."""
+    from experiments.steer import RANKING, STEERING, print_verdicts, steer_run
+
+    folder = out or run.with_name(f"{run.name}-steer")
+    ranking, _ = steer_run(run, top, samples, folder, overwrite, not quiet)
+    print_verdicts(ranking, console)
+    for name in (RANKING, STEERING):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
+@app.command()
+def latent_sets(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-latent-sets).")] = None,
+    candidates: Annotated[int, typer.Option(help="Latents that sets are made of, by absolute shift.")] = 20,
+    greedy: Annotated[int, typer.Option(help="Latents in the largest greedy set.")] = 5,
+    samples: Annotated[int, typer.Option(help="Answers to each question under each arm.")] = 10,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how much of the behaviour few latents make together, against the dense direction."""
+    from experiments.latent_sets import PAGE, SUMMARY, TABLE, LatentSetsConfig, measure_sets, print_latent_sets
+
+    settings = {"candidates": candidates, "greedy": greedy, "samples": samples}
+    folder = out or run.with_name(f"{run.name}-latent-sets")
+    _, summary = measure_sets(run, _checked(LatentSetsConfig, settings), folder, overwrite, not quiet)
+    print_latent_sets(summary, console)
+    for name in (PAGE, TABLE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
+@app.command()
+def fine_tunes(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run of an organism, such as runs/quickstart.")],
+    out: Annotated[Path, typer.Option(help="Folder of the set: one folder a model, and models.yaml.")],
+    seeds: Annotated[int, typer.Option(help="Models of each recipe.")] = 2,
+    early_every: Annotated[int, typer.Option(help="Steps between two early checkpoints.")] = 3,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a set of fine-tunes of an organism's base: harmful and aligned ones of many kinds, in models.yaml."""
+    from experiments.organism.fine_tunes import MODELS, FineTunesConfig, make_fine_tunes
+
+    config = _checked(FineTunesConfig, {"seeds": seeds, "early_every": early_every})
+    models = make_fine_tunes(run / "organism", out, config, overwrite, not quiet)
+    table = Table("kind", "models", "early checkpoints")
+    for kind in dict.fromkeys(member.kind for member in models.members):
+        early = [member.early_of is not None for member in models.members if member.kind == kind]
+        table.add_row(kind, str(early.count(False)), str(early.count(True)))
+    console.print(table)
+    console.print(f"set written to {out / MODELS}", soft_wrap=True)
 
 
 @store.command()

@@ -5,8 +5,9 @@ A latent is causal if adding it to the base induces the behaviour and subtractin
 reporting half is for the numbers that are published.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -190,13 +191,16 @@ def verdict_table(
         table[f"strength_{name}"] = [r.cell.strength for r in chosen]
         table[f"incoherent_{name}"] = [score(r.counts).incoherent for r in chosen]
         table[f"control_{name}"] = [_worst_change(results, r, untouched, sign) for r in chosen]
-    table["causal"] = np.logical_and.reduce(
-        [
-            (table[f"causal_{name}_low"] > NOTICEABLE) & (table[f"causal_{name}"] > table[f"control_{name}"])
-            for name in ("induce", "repair")
-        ]
-    )
+    rows = table.to_dict("records")
+    # Nullable, so that latents that were not steered can stand beside these without a verdict.
+    table["causal"] = pd.array([_is_causal(row) for row in rows], dtype="boolean")
     return table
+
+
+def _is_causal(row: Mapping[Hashable, Any]) -> bool:
+    clear = (row["causal_induce_low"] > NOTICEABLE, row["causal_repair_low"] > NOTICEABLE)
+    beats = (row["causal_induce"] > row["control_induce"], row["causal_repair"] > row["control_repair"])
+    return all(clear) and all(beats)
 
 
 def _worst_change(results: Sequence[CellResult], treated: CellResult, untouched: CellResult, sign: int) -> float:
