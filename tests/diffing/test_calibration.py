@@ -1,5 +1,8 @@
 """False discoveries where nothing changed, and power where something did, on a real pair of models."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,29 +14,47 @@ from activations.harvest import HarvestConfig, harvest
 from activations.prompts import Prompt, tokenize_prompts
 from diffing.ranking.inference import Moments, benjamini_hochberg
 from diffing.ranking.prompt_blocks import prompt_blocks
+from experiments.stories.finetune import FinetuneConfig, finetune
 from sae.training.config import TrainConfig
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
-HOOK = "blocks.1.hook_resid_post"
 RUNS, Q, MIN_PROMPTS = 200, 0.05, 10
 
 
-@pytest.fixture(scope="module")
-def differences(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker) -> Tensor:
-    """Paired differences [prompt latent] of two models with unlike weights, seen by an SAE trained on the first."""
+@pytest.fixture(scope="module", params=["random", "public"])
+def differences(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint_maker) -> Tensor:
+    """Paired differences [prompt latent] of two models, seen by an SAE trained on the first.
+
+    Two of unlike random weights; and a public checkpoint with a fine-tune of it.
+    """
     folder = tmp_path_factory.mktemp("pair")
+    if request.param == "random":
+        models = [checkpoint_maker(folder / f"m{seed}", seed=seed) for seed in (0, 1)]
+        return measured(models, random_prompts(), "blocks.1.hook_resid_post", folder)
+    base = request.getfixturevalue("public_folder")
+    recipe = FinetuneConfig.model_validate({"epochs": 2})
+    finetune(CheckpointConfig(model=str(base)), recipe, folder / "tuned", progress=False)
+    sentences = [line for story in recipe.text.read_text().splitlines() for line in story.split(". ") if line][:150]
+    prompts = [Prompt.plain(f"p{i}", sentence) for i, sentence in enumerate(sentences)]
+    return measured([base, folder / "tuned"], prompts, "blocks.0.hook_resid_post", folder)
+
+
+def random_prompts() -> list[Prompt]:
     words = ["how", "do", "i", "treat", "a", "burn", "?", "with", "cool", "water", "and", "salt", "."]
     draw = np.random.default_rng(0)
-    prompts = [Prompt.plain(f"p{i}", " ".join(draw.choice(words, draw.integers(5, 30)))) for i in range(120)]
+    return [Prompt.plain(f"p{i}", " ".join(draw.choice(words, draw.integers(5, 30)))) for i in range(120)]
+
+
+def measured(models: Sequence[Path], prompts: list[Prompt], hook: str, folder: Path) -> Tensor:
     stores = {}
-    for seed, role in enumerate(("base", "corrupted")):
-        model = load_checkpoint(CheckpointConfig(model=str(checkpoint_maker(folder / f"m{role}", seed=seed))), role)
+    for role, path in zip(("base", "corrupted"), models, strict=True):
+        model = load_checkpoint(CheckpointConfig(model=str(path)), role)
         tokens = tokenize_prompts(prompts, model.tokenizer)
-        stores[role] = harvest(model, tokens, HarvestConfig(hooks=(HOOK,)), folder / role, progress=False)
+        stores[role] = harvest(model, tokens, HarvestConfig(hooks=(hook,)), folder / role, progress=False)
     config = TrainConfig(latents=256, k=6, batch=256, steps=150)
-    sae = train_sae(TrainingData({"base": stores["base"]}), HOOK, config, progress=False)
-    found = [block.means for block in prompt_blocks(sae, HOOK, stores, "all")]
+    sae = train_sae(TrainingData({"base": stores["base"]}), hook, config, progress=False)
+    found = [block.means for block in prompt_blocks(sae, hook, stores, "all")]
     return torch.cat([means["corrupted"].activity - means["base"].activity for means in found])
 
 
@@ -81,4 +102,4 @@ def test_planted_shifts_are_found_at_the_promised_rate(differences: Tensor) -> N
     print("power at 0, 0.2, 0.4, 0.8 standard deviations:", power, "FDR and its standard error:", rates)
     assert all(rate <= Q + 2 * error + 1e-9 for rate, error in rates)
     assert power == sorted(power)
-    assert power[0] < 0.05 < 0.9 < power[-1]
+    assert power[0] < 0.05 < 0.8 < power[-1]
