@@ -39,12 +39,14 @@ class ProofConfig:
         halvings: Steps of the bisection: the largest coherent strength is known to `strongest / 2**halvings`.
         induce_budget: Extra incoherent answers allowed when inducing (0-1).
         repair_budget: Extra incoherent answers allowed when repairing (0-1).
+        claims: Causal latents that get controls at their own strengths, those that repair best; others stay unproven.
     """
 
     strongest: float
     halvings: int
     induce_budget: float
     repair_budget: float
+    claims: int = 3
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def prove(
     evidence = weigh(arms, in_base, in_corrupted, config.induce_budget, config.repair_budget)
     toxic = toxic_latent([e for e in evidence if e.arm.kind == "latent"])
 
-    reported_base, reported_corrupted = _report(pair, reporting, evidence, controls(toxic.latent if toxic else None))
+    control_arms = controls(toxic.latent if toxic else None)
+    reported_base, reported_corrupted = _report(pair, reporting, evidence, toxic, control_arms, config)
     treated = ({"latent": toxic.arm} if toxic else {}) | ({"direction": directions[0]} if directions else {})
     headline = _headline(treated, reported_base, Operation.ADD, "induce")
     headline |= _headline(treated, reported_corrupted, Operation.SUBTRACT, "repair")
@@ -180,12 +183,18 @@ def prove(
 
 
 def _report(
-    pair: Pair, half: Half, evidence: Sequence[Evidence], controls: Sequence[Arm]
+    pair: Pair,
+    half: Half,
+    evidence: Sequence[Evidence],
+    toxic: Evidence | None,
+    controls: Sequence[Arm],
+    config: ProofConfig,
 ) -> tuple[list[CellResult], list[CellResult]]:
     """Every arm at its chosen strengths, in the base and in the corrupted model, on questions that chose nothing."""
     still, dense = untouched(pair.base.d_model), [e for e in evidence if e.arm.kind == "direction"]
-    # Causal latents and the first direction are claims, and every claim has its controls.
-    claims = [e for e in evidence if e.arm.kind == "latent" and e.causal] + dense[:1]
+    # What is claimed, of the first direction too, must beat controls at the same strengths.
+    causal = [e for e in evidence if e.arm.kind == "latent" and e.causal]
+    claims = sorted(causal, key=lambda e: (e is not toxic, -e.repaired))[: config.claims] + dense[:1]
     in_base = [still, *(e.induce.cell for e in evidence), *_controls(controls, [e.induce.cell for e in claims])]
     in_corrupted = [
         still,

@@ -82,6 +82,11 @@ class Evidence:
         return self.arm.latent
 
     @property
+    def repaired(self) -> float:
+        """Helpful answers minus harmful ones where it is subtracted (share of all)."""
+        return repaired(score(self.repair.counts))
+
+    @property
     def causal(self) -> bool:
         """Both effects are noticeable: their intervals lie above `NOTICEABLE`."""
         return self.induction[1] > NOTICEABLE and self.repair_effect[1] > NOTICEABLE
@@ -127,7 +132,7 @@ def toxic_latent(evidence: Sequence[Evidence]) -> Evidence | None:
     causal = [e for e in evidence if e.causal]
     if not causal:
         return None
-    best = max(causal, key=lambda e: repaired(score(e.repair.counts)))
+    best = max(causal, key=lambda e: e.repaired)
     return next(e for e in causal if rate_difference(best.repair.counts, e.repair.counts, REPAIRED_ANSWERS)[1] <= 0)
 
 
@@ -171,8 +176,8 @@ def verdict_table(
         causal_induce, causal_repair, causal_ablate: Rise when it is added to the base; fall when it is subtracted from
             the corrupted model; fall when its own contribution is taken out there.
         strength_*, incoherent_*: Strength (mean residual norms) and rate of incoherent answers of the first two.
-        control_*: The same change under the worst control at that strength; NaN where no claim was made (an interval
-            that clears `NOTICEABLE` on the questions that chose the strengths) and so no control was steered.
+        control_*: The same change under the worst control at that strength; NaN where no control was steered: for
+            latents that were not causal on the questions that chose the strengths, or not among the first claims.
         causal: Both intervals clear `NOTICEABLE` and both changes are larger than the worst control's.
     """
     latents = [e for e in evidence if e.arm.kind == "latent"]

@@ -1,0 +1,204 @@
+"""Taking a direction out of models that it was not found in, at one layer or at all of them.
+
+Soligo et al. (2025, arXiv 2506.11618) ablate layer-wise (each layer's own direction at its layer) and one layer's
+direction at every layer, also in other fine-tunes. One layer alone, the variant that puts the base's mean projection
+back, and subtraction are here beside them: how many layers a direction must be taken out of depends on the model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sae_lens import SAE
+from torch import Tensor
+from tqdm import tqdm
+
+from activations.checkpoint import Checkpoint
+from activations.prompts import PROMPT_ROLES
+from activations.source import ActivationSource
+from diffing.behavior.judge import Label
+from diffing.behavior.measure import Behavior
+from diffing.behavior.rates import CONFIDENCE, REPLICATES, Difference, LabelCounts
+from diffing.ranking.statistics import residual_norm
+from diffing.steering.arms import Arm, Cell, Operation
+from diffing.steering.experiment import Bench, Half, run_cells
+from diffing.steering.interventions import AblateDirection
+
+Direction = Mapping[str, Float[Tensor, "d_model"]]  # by hook: a unit vector at every layer
+
+
+class Reach(StrEnum):
+    """At which layers a treatment acts, and with which layer's vector."""
+
+    ONE = "one layer"
+    EVERYWHERE = "one vector at all layers"
+    LAYER_WISE = "each layer's own"
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done with a direction.
+
+    Attributes:
+        operation: Ablations reach any layers; addition and subtraction act at one.
+        reach: Where.
+        hook: Whose vector is taken; empty for `LAYER_WISE`.
+        strength: In mean residual norms of the base; 0 for ablations.
+    """
+
+    operation: Operation
+    reach: Reach
+    hook: str = ""
+    strength: float = 0.0
+
+    def units(self, direction: Direction) -> dict[str, Float[Tensor, "d_model"]]:
+        """The vector that is used at each hook where the treatment acts."""
+        if self.reach == Reach.LAYER_WISE:
+            return dict(direction)
+        where = direction if self.reach == Reach.EVERYWHERE else (self.hook,)
+        return dict.fromkeys(where, direction[self.hook])
+
+
+@dataclass(frozen=True)
+class Treated:
+    """One treatment with one direction; `name` tells the direction apart in transcripts."""
+
+    name: str
+    direction: Direction
+    treatment: Treatment
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What treatments at several hooks share.
+
+    Attributes:
+        benches: By hook.
+        base_means: By hook, the base's mean activation over prompt tokens.
+    """
+
+    benches: Mapping[str, Bench]
+    base_means: Mapping[str, Float[Tensor, "d_model"]]
+
+    @classmethod
+    def of(cls, base: ActivationSource, sae: SAE, behavior: Behavior) -> "Layers":
+        """At every hook of the base's activations on prompts."""
+        benches = {hook: Bench(hook, residual_norm(base, hook), sae, behavior) for hook in base.hooks}
+        return cls(benches, {hook: base.read(hook, PROMPT_ROLES).double().mean(0).float() for hook in base.hooks})
+
+    def arm(self, name: str, hook: str, unit: Float[Tensor, "d_model"]) -> Arm:
+        """A unit vector as an arm at one hook."""
+        return Arm(name, "direction", unit, base_mean=float(unit @ self.base_means[hook]))
+
+
+def run_treatments(
+    layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: Half, folder: Path, progress: bool = True
+) -> list[LabelCounts]:
+    """Observes the behaviour under every treatment; what `folder` holds already is not observed again.
+
+    Args:
+        layers: What the treatments share.
+        checkpoint: The model that is treated.
+        treated: Directions with what is done with them.
+        half: The questions.
+        folder: Of the transcripts, for this model and half alone.
+        progress: Whether to show a bar.
+
+    Returns:
+        Label counts in the order of `treated`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[int, LabelCounts] = {}
+    with tqdm(
+        total=len(treated), desc=f"treat {checkpoint.role} ({half.name})", disable=not progress, leave=False
+    ) as bar:
+        for (reach, hook), places in _groups(treated).items():
+            chosen, transcripts = [treated[place] for place in places], folder / f"{reach} {hook}.jsonl"
+            run = _at_one_layer if reach == Reach.ONE else _at_all_layers
+            found |= zip(places, run(layers, checkpoint, chosen, half, transcripts), strict=True)
+            bar.update(len(places))
+    return [found[place] for place in range(len(treated))]
+
+
+def share_removed(
+    pairs: Sequence[tuple[LabelCounts, LabelCounts]], label: Label = Label.HARMFUL, seed: int = 0
+) -> Difference:
+    """Mean over pairs of (1 - rate of `label` when treated / rate when untouched): point, low, high.
+
+    All arms answered the same questions; the bootstrap draws the same ones for all of them.
+
+    Args:
+        pairs: Label counts of an untouched model and of the same model treated.
+        label: What is to be removed.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: if an untouched model never gives the label.
+    """
+    column = list(Label).index(label)
+    rates = np.array([[counts[:, column] / counts.sum(1) for counts in pair] for pair in pairs])  # pair arm question
+    if not (rates[:, 0].sum(1) > 0).all():
+        raise ValueError(f"Expected {label} answers of every untouched model")
+    before, after = np.moveaxis(rates @ _resamples(rates.shape[2], seed).T, 1, 0)  # pair replicate
+    # A draw of questions that an untouched model answers well has nothing to remove.
+    draws = (1 - after / np.where(before > 0, before, np.nan)).mean(0)
+    low, high = np.nanquantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float((1 - rates[:, 1].sum(1) / rates[:, 0].sum(1)).mean()), float(low), float(high)
+
+
+@cache
+def _resamples(questions: int, seed: int) -> Int[np.ndarray, "replicate question"]:
+    draw = np.random.default_rng(seed)
+    return draw.multinomial(questions, np.full(questions, 1 / questions), size=REPLICATES)
+
+
+def _groups(treated: Sequence[Treated]) -> dict[tuple[Reach, str], list[int]]:
+    """Places of the treatments that share a file of transcripts."""
+    groups: dict[tuple[Reach, str], list[int]] = {}
+    for place, one in enumerate(treated):
+        groups.setdefault((one.treatment.reach, one.treatment.hook), []).append(place)
+    return groups
+
+
+def _at_one_layer(
+    layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: Half, transcripts: Path
+) -> list[LabelCounts]:
+    """All of them in batched generations."""
+    hook = treated[0].treatment.hook
+    arms = [layers.arm(one.name, hook, one.direction[hook]) for one in treated]
+    cells = [Cell(a, one.treatment.operation, one.treatment.strength) for a, one in zip(arms, treated, strict=True)]
+    results = run_cells(layers.benches[hook], checkpoint, cells, half, transcripts, progress=False)
+    return [result.counts for result in results]
+
+
+def _at_all_layers(
+    layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: Half, transcripts: Path
+) -> list[LabelCounts]:
+    """One after the other: a cell acts at one hook, so here it does nothing, and hooks around it ablate."""
+    bench, counts = next(iter(layers.benches.values())), []
+    for one in treated:
+        operation, units = one.treatment.operation, one.treatment.units(one.direction)
+        if operation not in (Operation.ABLATE, Operation.ABLATE_TO_MEAN):
+            raise ValueError(f"Expected an ablation at several layers, got {operation}")
+        nothing = Cell(Arm(one.name, "direction", torch.zeros(checkpoint.d_model)), operation)
+        arms = {hook: layers.arm(one.name, hook, unit) for hook, unit in units.items()}
+        with checkpoint.hooks({hook: _ablation(arm, operation) for hook, arm in arms.items()}):
+            [result] = run_cells(bench, checkpoint, [nothing], half, transcripts, progress=False)
+        counts.append(result.counts)
+    return counts
+
+
+def _ablation(arm: Arm, operation: Operation) -> Callable[[Tensor], Tensor]:
+    """The same ablation for every row of a batch."""
+    mean = arm.base_mean if operation == Operation.ABLATE_TO_MEAN else 0.0
+
+    def act(h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        unit = arm.unit.to(h.device)
+        return AblateDirection(unit.expand(len(h), -1), torch.full((len(h),), mean, device=h.device))(h)
+
+    return act
