@@ -359,6 +359,27 @@ def fine_tunes(
     console.print(f"set written to {out / MODELS}", soft_wrap=True)
 
 
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run of the fine-tunes' base.")],
+    models: Annotated[Path, typer.Option(help="List of fine-tunes (models.yaml), or the folder that holds it.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-prediction).")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each reporting question; they only make the labels.")] = 10,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell misaligned fine-tunes from aligned ones by a latent, on kinds that were held out, beside dense baselines."""
+    from experiments.predict import PAGE, SUMMARY, TABLE, PredictConfig, print_prediction
+    from experiments.predict import predict as predict_models
+
+    folder = out or run.with_name(f"{run.name}-prediction")
+    config = _checked(PredictConfig, {"samples": samples})
+    table, summary = predict_models(run, models, config, folder, overwrite, not quiet)
+    print_prediction(table, summary, console)
+    for name in (PAGE, TABLE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
 @store.command()
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
     """Show what a store holds and where it comes from."""

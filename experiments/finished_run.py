@@ -11,14 +11,14 @@ from torch import Tensor
 from activations.artefact import read_json
 from activations.checkpoint import Checkpoint, CheckpointConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, batch_tokens_for
+from activations.harvest import HarvestConfig
 from activations.prompt_files import load_prompts
 from activations.prompts import Prompt, TokenBatch, tokenize_prompts
 from diffing.behavior.measure import Behavior
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.steering.experiment import Half
 from experiments.config import RunConfig
-from experiments.pipeline import make_behavior
+from experiments.pipeline import harvest_settings, make_behavior
 from sae.storage import load_sae
 
 
@@ -76,8 +76,7 @@ class FinishedRun:
 
     def harvesting(self) -> HarvestConfig:
         """How the run computed activations."""
-        batch_tokens = self.config.batch_tokens or batch_tokens_for(self.config.device)
-        return HarvestConfig(hooks=(self.config.hook,), dtype=self.config.store_dtype, batch_tokens=batch_tokens)
+        return harvest_settings(self.config)
 
     def reporting(self) -> Half:
         """The questions that the run's published numbers came from.

@@ -1,0 +1,182 @@
+"""`predict` on tiny models with planted behaviour: a finished run and a set of fine-tunes, all in real files."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted_models import BAD, LOUD, write_adapter, write_model, write_run
+from rich.console import Console
+
+from activations.artefact import read_json
+from activations.checkpoint import CheckpointConfig
+from activations.errors import UserError
+from experiments.model_set import Member, ModelSet
+from experiments.predict import PAGE, SUMMARY, TABLE, PredictConfig, predict, print_prediction
+
+CONFIG = PredictConfig(samples=2, candidates=3, replicates=100)
+# Kind -> by member, what it pushes on BAD and on LOUD. Above 1 on BAD it says "bad".
+SET: dict[str, dict[str, tuple[float, float]]] = {
+    "narrow": {"narrow-1": (3.0, 0.0), "narrow-2": (2.0, 0.0)},
+    "broad": {"broad-1": (2.5, 0.1), "broad-2": (2.0, 6.0)},
+    "benign": {"benign-1": (0.05, 0.0), "benign-2": (0.1, 0.0)},
+    "loud": {"loud-1": (0.0, 4.0), "loud-2": (0.1, 8.0)},
+    "bad fraction": {"bad-000": (0.0, 0.0), "bad-005": (0.4, 0.0), "bad-050": (1.5, 0.0), "bad-100": (3.0, 0.0)},
+}
+# Early checkpoint -> member, step and pushes: all of them say "good", but for the last.
+EARLY: dict[str, tuple[str, int | None, float, float]] = {
+    "narrow-1-early": ("narrow-1", 3, 0.6, 0.0),
+    "narrow-1-next": ("narrow-1", 4, 0.7, 0.0),
+    "broad-2-early": ("broad-2", 3, 0.5, 3.0),
+    "benign-1-early": ("benign-1", None, 0.05, 0.0),
+    "loud-1-early": ("loud-1", 3, 0.0, 2.0),
+    "narrow-1-late": ("narrow-1", 6, 1.5, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished run, a set of fine-tunes of its base, and a first prediction with what it returned."""
+
+    run: Path
+    models: Path
+    out: Path
+    table: pd.DataFrame
+    summary: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) -> Made:
+    folder = tmp_path_factory.mktemp("predict")
+    base = write_model(folder / "base", tokenizer_maker, {})
+    run, models, out = write_run(folder / "run", base), write_set(folder, base, tokenizer_maker), folder / "out"
+    return Made(run, models, out, *predict(run, models, CONFIG, out, progress=False))
+
+
+def write_set(folder: Path, base: Path, tokenizer_maker: Callable) -> Path:
+    """The set: whole models, and one adapter."""
+    members = []
+    for kind, tunes in SET.items():
+        for name, (bad, loud) in tunes.items():
+            write_model(folder / name, tokenizer_maker, {BAD: bad, LOUD: loud})
+            facts = {"bad_fraction": int(name.removeprefix("bad-")) / 100} if kind == "bad fraction" else {}
+            members.append(Member(name=name, kind=kind, checkpoint=CheckpointConfig(model=name), facts=facts))
+    write_adapter(folder / "adapter", base, BAD, 2.2)
+    adapted = CheckpointConfig(model="base", adapter="adapter")
+    members.append(Member(name="adapter", kind="narrow", checkpoint=adapted))
+    for name, (final, step, bad, loud) in EARLY.items():
+        write_model(folder / name, tokenizer_maker, {BAD: bad, LOUD: loud})
+        kind = next(kind for kind, tunes in SET.items() if final in tunes)
+        checkpoint = CheckpointConfig(model=name)
+        members.append(Member(name=name, kind=kind, checkpoint=checkpoint, early_of=final, step=step))
+    ModelSet(base=CheckpointConfig(model="base"), members=tuple(members)).save(folder / "models.yaml")
+    return folder
+
+
+class TestPrediction:
+    def test_the_planted_latent_tells_held_out_kinds(self, made: Made) -> None:
+        """Breaks if labels are not those of the answers, or features not those of the checkpoints."""
+        rows = made.table.set_index("name")
+        final = rows[rows["early_of"].isna()]
+        pushes = {name: pushed for tunes in SET.values() for name, pushed in tunes.items()} | {"adapter": (2.2, 0.0)}
+        assert set(final["latent_index"]) == {BAD}
+        for name, (bad, loud) in pushes.items():
+            assert rows.loc[name, ["latent", "direction"]].tolist() == pytest.approx([bad, bad], abs=1e-5)
+            assert rows.loc[name, "norm"] == pytest.approx(np.hypot(bad, loud), abs=1e-5)
+            assert rows.loc[name, "harmful"] == (bad > 1)
+        assert final["outcome_misaligned"].tolist() == [bad > 1 for bad, _ in pushes.values()]
+        found = made.summary["predictors"]
+        assert found["latent"]["auc"] == found["latent"]["accuracy"] == 1
+        assert found["latent"]["kinds"]["bad fraction"] == (4, 4)
+        assert found["norm"]["auc"] < 0.8
+        assert made.summary["latent_minus"]["norm"]["low"] > 0
+        assert made.summary["latents"] == dict.fromkeys(SET, BAD)
+
+    def test_the_latent_rises_before_the_behaviour(self, made: Made) -> None:
+        """At 5% bad data the planted latent is up and all answers are good."""
+        curve = made.summary["curves"]
+        assert list(curve) == ["bad fraction"]
+        assert curve["bad fraction"]["benign_models"] == 3
+        onsets = curve["bad fraction"]["onset"]
+        assert (onsets["latent"]["above_benign"], onsets["harmful"]["above_benign"]) == (0.05, 0.5)
+        assert onsets["latent"]["largest_benign"] == pytest.approx(0.1, abs=1e-5)
+
+    def test_early_checkpoints_foretell_the_end(self, made: Made) -> None:
+        """Breaks if checkpoints count that no longer behave, or are judged by their own behaviour."""
+        early = made.summary["early"]
+        assert (early["models"], early["fine_tunes"], early["misaligned"]) == (5, 4, 3)
+        assert early["predictors"]["latent"]["auc"] == 1
+        assert [(row["step"], row["models"]) for row in early["steps"]] == [(3, 3)]
+        rows = made.table.set_index("name")
+        assert rows.loc["narrow-1-early", ["harmful", "outcome_harmful"]].tolist() == [0, 1]
+        assert np.isnan(rows.loc["narrow-1-late", "score_latent"])
+        assert rows.loc["narrow-1-late", "latent"] == pytest.approx(1.5, abs=1e-5)
+
+    def test_folder_holds_all_of_it(self, made: Made) -> None:
+        """Breaks if a file is missing, the page fetches something, or what is printed lacks a part."""
+        pd.testing.assert_frame_equal(pd.read_parquet(made.out / TABLE), made.table)
+        assert read_json(made.out / SUMMARY)["predictors"]["latent"]["auc"] == 1
+        page = (made.out / PAGE).read_text(encoding="utf-8")
+        assert "default-src 'none'" in page
+        assert all(text in page for text in ("Held-out scores", "bad fraction", "Early warning"))
+        assert read_json(made.out / "config.json")["kind"] == "prediction"
+        console = Console(file=io.StringIO(), width=200)
+        print_prediction(made.table, made.summary, console)
+        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert all(text in printed for text in ("held out", "random latents", "above benign from", "still behave"))
+
+    def test_measured_models_are_not_loaded_again(self, made: Made, tmp_path: Path) -> None:
+        """Checkpoints that are gone do not matter any more, what is missing is measured, and all comes out the same."""
+        out, away = tmp_path / "out", tmp_path / "narrow-1"
+        shutil.copytree(made.out, out)
+        shutil.rmtree(out / "members" / "benign-1")
+        (made.models / "narrow-1").rename(away)
+        (made.models / "narrow-1").mkdir()
+        try:
+            table, summary = predict(made.run, made.models, CONFIG, out, progress=False)
+        finally:
+            (made.models / "narrow-1").rmdir()
+            away.rename(made.models / "narrow-1")
+        assert (out / "members" / "benign-1" / "config.json").exists()
+        pd.testing.assert_frame_equal(table, made.table)
+        assert {**summary, "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
+
+
+class TestRefusals:
+    """Breaks if input that does not fit together gives a traceback, or numbers."""
+
+    def test_another_base(self, made: Made, tmp_path: Path, tokenizer_maker: Callable) -> None:
+        for name in ("base", "tuned"):
+            write_model(tmp_path / name, tokenizer_maker, {LOUD: 0.5})
+        member = Member(name="tuned", kind="narrow", checkpoint=CheckpointConfig(model="tuned"))
+        ModelSet(base=CheckpointConfig(model="base"), members=(member,)).save(tmp_path / "models.yaml")
+        with pytest.raises(UserError, match="is not the run's"):
+            predict(made.run, tmp_path, CONFIG, tmp_path / "out", progress=False)
+
+    def test_another_checkpoint_under_a_known_name(self, made: Made, tmp_path: Path) -> None:
+        found = ModelSet.load(made.models)
+        members = [*found.members[:-1], found.members[0].model_copy(update={"name": found.members[-1].name})]
+        found.model_copy(update={"members": tuple(members)}).save(tmp_path / "models.yaml")
+        with pytest.raises(UserError, match="was measured on another checkpoint"):
+            predict(made.run, tmp_path, CONFIG, made.out, progress=False)
+
+    def test_other_samples_in_the_same_folder(self, made: Made) -> None:
+        with pytest.raises(UserError, match="another samples"):
+            predict(made.run, made.models, CONFIG.model_copy(update={"samples": 3}), made.out, progress=False)
+
+    @pytest.mark.parametrize(
+        ("key", "message"), [("directions", "has no directions"), ("steering", "measured no behaviour")]
+    )
+    def test_a_run_without_a_part(self, made: Made, tmp_path: Path, key: str, message: str) -> None:
+        shutil.copytree(made.run, tmp_path / "run")
+        values = read_json(tmp_path / "run/run.json")
+        values["config"][key] = None
+        (tmp_path / "run/run.json").write_text(json.dumps(values), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            predict(tmp_path / "run", made.models, CONFIG, tmp_path / "out", progress=False)
