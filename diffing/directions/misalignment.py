@@ -2,10 +2,14 @@
 
 Both models read the same answers, misaligned and aligned ones in equal numbers. Four means of the residual stream,
 {base, corrupted} x {aligned, misaligned}, tell what the fine-tune changed from what the words of the answers are.
+The published direction compares the answers; where answers are short it is little but their words, and the other
+contrast of the four means, between the models, is the one to look at too.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,11 +20,16 @@ from torch import Tensor
 from activations.errors import UserError
 from activations.source import ActivationSource
 from diffing.behavior.judge import Label
+from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.prompt_blocks import require_same_tokens
 from diffing.ranking.statistics import activation_means
 
 # Aligned and misaligned answers, in the words of the judges.
 _CONTRASTED = (Label.HELPFUL, Label.HARMFUL)
+_MEANS = ("base_aligned", "base_misaligned", "corrupted_aligned", "corrupted_misaligned")
+
+Contrast = Literal["misaligned - aligned", "corrupted - base"]
+CONTRASTS: tuple[Contrast, ...] = get_args(Contrast)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,27 @@ class MisalignmentMeans:
         corrupted = self.corrupted_aligned + self.corrupted_misaligned
         return (corrupted - self.base_aligned - self.base_misaligned) / 2
 
+    def contrast(self, name: Contrast) -> Float64[Tensor, "d_model"]:
+        """The `direction` between the answers, or the `model_effect` between the models."""
+        return self.direction if name == "misaligned - aligned" else self.model_effect
+
+    def save(self, folder: Path, hook: str) -> None:
+        """Writes the four means and both contrasts as a `PersonaDirections` folder; an earlier one is replaced."""
+        vectors = {name: getattr(self, name) for name in _MEANS} | {name: self.contrast(name) for name in CONTRASTS}
+        PersonaDirections(vectors, hook, {"answers": self.answers}).save(folder, overwrite=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "MisalignmentMeans":
+        """Reads such a folder.
+
+        Raises:
+            UserError: if it is missing, unfinished, damaged, or of another kind.
+        """
+        kept = PersonaDirections.load(folder)
+        if not kept.vectors.keys() >= set(_MEANS):
+            raise UserError(f"{folder} holds other directions than misalignment means; give the folder of such means.")
+        return cls(**{name: kept.vectors[name] for name in _MEANS}, answers=kept.config["answers"])
+
 
 def misalignment_means(
     base: ActivationSource, corrupted: ActivationSource, hook: str, labels: Mapping[str, Label]
@@ -94,15 +124,17 @@ def misalignment_means(
     )
 
 
-def balanced(labels: Mapping[str, Label], seed: int = 0) -> dict[str, Label]:
+def balanced(labels: Mapping[str, Label], seed: int = 0, most: int | None = None) -> dict[str, Label]:
     """As many helpful as harmful answers: all of the rarer kind, and a random choice of the other.
 
     Args:
         labels: Prompt id -> label of its answer; other labels are left out.
         seed: Of the choice, which depends on the ids and not on their order.
+        most: Answers of each kind that are taken at most.
     """
     kinds = [[name for name, given in labels.items() if given == label] for label in _CONTRASTED]
     fewest = min(len(names) for names in kinds)
+    fewest = fewest if most is None else min(fewest, most)
     drawn = [sorted(names, key=lambda name: xxhash.xxh3_64_intdigest(name.encode(), seed)) for names in kinds]
     return {name: labels[name] for names in drawn for name in names[:fewest]}
 
