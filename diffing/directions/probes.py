@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from activations.errors import UserError
-from diffing.prediction.auc import Interval, accuracy_interval, auc, score_interval
+from diffing.auc import Interval, accuracy_interval, auc, score_interval
 
 _MOST_STEPS = 2000
 # Largest component of the logistic loss's gradient at what counts as its minimum.

@@ -19,9 +19,9 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from activations.errors import UserError
+from diffing.auc import percentile_interval
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
 from diffing.directions.spaces import orthonormal_basis, unit_directions
-from diffing.prediction.auc import percentile_interval
 
 # With 3 traits there are 3 cosines to rank and 6 ways to name them, and unbiased HSIC is not defined.
 _FEWEST_TRAITS = 4

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffing.prediction.auc import (
+from diffing.auc import (
     Interval,
     accuracy_interval,
     auc,

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
+from diffing.directions.random_directions import covariance_directions, isotropic_directions
+
 Kind = Literal["untouched", "latent", "latent_set", "direction", "isotropic", "covariance", "decoder_row"]
 CONTROL_KINDS: tuple[Kind, ...] = ("isotropic", "covariance", "decoder_row")
 
@@ -94,15 +96,12 @@ def control_arms(
         each: Controls of each kind.
         seed: Seed of the random ones.
     """
-    generator = torch.Generator().manual_seed(seed)
-    isotropic = torch.randn(each, activations.shape[1], generator=generator)
-    centred = activations.float() - activations.float().mean(0)
-    weights = torch.randn(each, len(centred), generator=generator)
-    covariance = einsum(weights, centred, "control rows, rows d_model -> control d_model")
+    isotropic = isotropic_directions(activations.shape[1], each, seed).float()
+    covariance = covariance_directions(activations, each, seed).float()
     similar = _similar_latents(ranking, treated, top, each)
     return [
-        *(Arm(f"isotropic {i}", "isotropic", _unit(v)) for i, v in enumerate(isotropic)),
-        *(Arm(f"covariance {i}", "covariance", _unit(v)) for i, v in enumerate(covariance)),
+        *(Arm(f"isotropic {i}", "isotropic", v) for i, v in enumerate(isotropic)),
+        *(Arm(f"covariance {i}", "covariance", v) for i, v in enumerate(covariance)),
         *(Arm(f"decoder row {i}", "decoder_row", _unit(sae.W_dec[i].detach()), i) for i in similar),
     ]
 

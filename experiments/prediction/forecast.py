@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 
 from activations.errors import UserError
+from diffing.auc import auc, score_interval
 from diffing.behavior.rates import CONFIDENCE
-from diffing.prediction.auc import auc, score_interval
 from diffing.prediction.evaluate import (
     DIRECTION,
     KL,

@@ -1,4 +1,4 @@
-"""How well scores tell two classes of models apart, with intervals over models."""
+"""How well scores tell two classes of cases (models, prompts) apart, with intervals over the cases."""
 
 import math
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from diffing.ranking.inference import interval
 Interval = tuple[float, float]
 
 
-def auc(scores: Float64[np.ndarray, "model"], positive: Bool[np.ndarray, "model"]) -> float:
-    """Share of pairs of a positive and a negative model in which the positive one is higher; ties count half."""
+def auc(scores: Float64[np.ndarray, "case"], positive: Bool[np.ndarray, "case"]) -> float:
+    """Share of pairs of a positive and a negative case in which the positive one is higher; ties count half."""
     ranks = rankdata(scores)
     positives, negatives = int(positive.sum()), int((~positive).sum())
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def resampled_weights(
-    positive: Bool[np.ndarray, "model"], units: Sequence[str], replicates: int, seed: int
-) -> Int[np.ndarray, "replicate model"]:
+    positive: Bool[np.ndarray, "case"], units: Sequence[str], replicates: int, seed: int
+) -> Int[np.ndarray, "replicate case"]:
     """How often each model is drawn in each replicate of a bootstrap that is stratified by class.
 
     Args:
@@ -44,9 +44,9 @@ def resampled_weights(
 
 
 def resampled_aucs(
-    scores: Float64[np.ndarray, "model"],
-    positive: Bool[np.ndarray, "model"],
-    weights: Int[np.ndarray, "replicate model"],
+    scores: Float64[np.ndarray, "case"],
+    positive: Bool[np.ndarray, "case"],
+    weights: Int[np.ndarray, "replicate case"],
 ) -> Float64[np.ndarray, "replicate"]:
     """The AUC in each replicate of `resampled_weights`."""
     above, below = scores[positive][:, None], scores[~positive]
@@ -89,8 +89,8 @@ def accuracy_interval(share: float, models: int) -> Interval:
 
 
 def rank_correlation(
-    scores: Float64[np.ndarray, "model"],
-    rates: Float64[np.ndarray, "model"],
+    scores: Float64[np.ndarray, "case"],
+    rates: Float64[np.ndarray, "case"],
     units: Sequence[str],
     replicates: int,
     seed: int,
@@ -110,9 +110,9 @@ def rank_correlation(
 
 
 def _spearman(
-    one: Float64[np.ndarray, "model"],
-    other: Float64[np.ndarray, "model"],
-    weights: Int[np.ndarray, "replicate model"],
+    one: Float64[np.ndarray, "case"],
+    other: Float64[np.ndarray, "case"],
+    weights: Int[np.ndarray, "replicate case"],
 ) -> Float64[np.ndarray, "replicate"]:
     """Correlation of ranks where each model stands there `weights` times; NaN where one of both does not vary."""
     centred = []
