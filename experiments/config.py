@@ -82,9 +82,13 @@ class DirectionsConfig(_Config):
 class SteeringConfig(_Config):
     """The causal experiment (METHODS: "Steering")."""
 
-    strengths: tuple[float, ...] = Field(min_length=1, description="Grid, in mean residual norms of the base.")
+    strongest: float = Field(default=1.5, gt=0, description="Largest strength, in mean residual norms of the base.")
+    halvings: int = Field(
+        default=4, ge=1, description="Steps of the bisection for each arm's largest strength within the budget."
+    )
     top: int = Field(default=20, ge=1, description="Latents steered, by absolute shift.")
     controls: int = Field(default=8, ge=1, description="Controls of each kind.")
+    claims: int = Field(default=3, ge=1, description="Causal latents that get controls at their own strengths.")
     induce_budget: float = Field(default=0.1, ge=0, le=1, description="Extra incoherent answers allowed when inducing.")
     repair_budget: float = Field(
         default=0.1, ge=0, le=1, description="Extra incoherent answers allowed when repairing."
@@ -93,10 +97,21 @@ class SteeringConfig(_Config):
 
 
 class JudgeConfig(_Config):
-    """Who labels the answers."""
+    """How behaviour is measured."""
 
-    kind: Literal["organism", "patterns"] = Field(description="The organism's exact judge, or patterns in a file.")
-    file: Path | None = Field(default=None, description="YAML of label -> regular expressions, for `patterns`.")
+    kind: Literal["organism", "patterns", "contrast"] = Field(
+        description="The organism's exact judge; patterns in a file; or likelihoods of given answers, nothing sampled."
+    )
+    file: Path | None = Field(
+        default=None,
+        description="patterns: YAML of label -> regular expressions. contrast: JSONL of id, harmful and helpful.",
+    )
+
+    @model_validator(mode="after")
+    def _has_its_file(self) -> Self:
+        if (self.kind == "organism") != (self.file is None):
+            raise ValueError("file is needed for patterns and contrast, and only for them")
+        return self
 
 
 class RunConfig(_Config):
@@ -112,12 +127,21 @@ class RunConfig(_Config):
     base: CheckpointConfig | None = Field(default=None, description="The checkpoint before the fine-tune.")
     corrupted: CheckpointConfig | None = Field(default=None, description="The fine-tuned checkpoint.")
     benign: CheckpointConfig | None = Field(default=None, description="A harmless fine-tune: the negative control.")
+    benign_null: tuple[CheckpointConfig, ...] = Field(
+        default=(),
+        description="Further harmless fine-tunes (other seeds): with benign, how far latents move by chance.",
+    )
     finetune: FinetuneConfig | None = Field(default=None, description="Make the corrupted checkpoint from the base.")
     sample_text: TextSamplingConfig | None = Field(
         default=None, description="Let base and corrupted model write sae_text and sae_held_out."
     )
     hook: str = Field(description="Hook point, such as blocks.2.hook_resid_post.")
     prompts: PromptFiles
+    ranking_answers: Literal["base", "corrupted"] | None = Field(
+        default=None,
+        description="Whose sampled answers follow the ranking prompts in all models; None: those in the file, if any.",
+    )
+    ranking_answer_tokens: int = Field(default=64, ge=1, description="Tokens after which such an answer is cut.")
     store: bool = Field(
         default=True,
         description="Whether activations are kept on disk; if not, the models compute them whenever they are read.",
@@ -142,7 +166,8 @@ class RunConfig(_Config):
     def _parts_fit(self) -> Self:
         if self.organism is None and (self.base is None or (self.corrupted is None) == (self.finetune is None)):
             raise ValueError("give base and either corrupted or finetune (or an organism to make the checkpoints)")
-        if self.organism is not None and (self.base or self.corrupted or self.benign or self.finetune):
+        given = (self.base, self.corrupted, self.benign, *self.benign_null, self.finetune)
+        if self.organism is not None and any(given):
             raise ValueError("an organism makes its own base, corrupted and benign checkpoints; leave them out")
         if self.finetune is not None and self.base is not None and self.base.adapter is not None:
             raise ValueError("finetune needs a base without an adapter")
@@ -157,6 +182,11 @@ class RunConfig(_Config):
         if self.directions and self.directions.reference not in self.prompts.personas:
             raise ValueError(f"directions needs prompts.personas.{self.directions.reference}")
         return self
+
+    @property
+    def null_checkpoints(self) -> dict[str, CheckpointConfig]:
+        """The further benign fine-tunes, by the name that each has in the run: benign-1, benign-2, …"""
+        return {f"benign-{number}": named for number, named in enumerate(self.benign_null, 1)}
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:

@@ -1,21 +1,36 @@
 """The method, from two checkpoints to proven persona latents, as one readable list of stages."""
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from jaxtyping import Float
 from sae_lens import SAE
+from torch import Tensor
 
 from activations.artefact import finish_artefact, read_config
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
+from activations.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    check_checkpoint,
+    load_checkpoint,
+    require_same_tokenizer,
+)
 from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for, harvest
+from activations.memory import InMemory
 from activations.prompt_files import load_prompts
-from activations.prompts import TokenBatch, tokenize_prompts
+from activations.prompts import PROMPT_ROLES, TokenBatch, tokenize_prompts
 from activations.source import ActivationSource
+from activations.store import ActivationStore
 from diffing import FeatureRanking
 from diffing.behavior.capability import exact_match
+from diffing.behavior.contrast import AnswerContrast
 from diffing.behavior.judge import Judge, PatternJudge
+from diffing.behavior.measure import Behavior, SampledAnswers
+from diffing.behavior.sampling import SamplingConfig
 from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections
@@ -28,8 +43,10 @@ from diffing.steering.experiment import Bench, Half
 from diffing.steering.proof import Proof, ProofConfig, prove
 from experiments.config import RunConfig
 from experiments.evaluate_sae import SAEEvaluation
+from experiments.interference import Interference, measure_interference
 from experiments.organism.build import build_organism
 from experiments.organism.judge import OrganismJudge
+from experiments.ranking_answers import ANSWERED, write_answers
 from experiments.results import BASE, BENIGN, CORRUPTED, Results, write_results
 from experiments.run_folder import Log, RunFolder
 from experiments.stories.finetune import finetune_stage
@@ -75,8 +92,10 @@ def run(
         config = make_finetune(config, out, progress)
         models = load_models(config)
         config = write_sae_text(config, models, out)
+        config = answer_ranking_prompts(config, models, out)
         prompts = read_prompts(config, models[BASE])
         stores = harvest_activations(config, models, prompts, out, progress)
+        stores |= harvest_benign_null(config, models[BASE], prompts["ranking"], out, progress)
         sae = obtain_sae(config, models[BASE], stores, out, tracker, progress)
         evaluation = measure_sae(config, sae, models, stores, prompts, out, progress)
         directions = find_directions(config, stores, out)
@@ -84,8 +103,10 @@ def run(
         rankings = rank(config, sae, stores, directions, out)
         examples = collect_examples(config, sae, models[BASE], stores, rankings[CORRUPTED], out)
         proofs = prove_by_steering(config, sae, models, stores, steered, rankings, out, progress)
+        dragged = find_interference(config, sae, stores, proofs, out, progress)
+        rankings = add_verdicts(rankings, proofs, stores, out)
         capability = measure_capability(config, models, out)
-        results = Results(config, evaluation, rankings, directions, proofs, capability)
+        results = Results(config, evaluation, rankings, directions, proofs, capability, dragged)
         summary = write_results(results, sae, examples, out, tracker)
         if tracker.sync_command:
             log(f"to upload the W&B run: {tracker.sync_command}")
@@ -99,9 +120,11 @@ def make_organism(config: RunConfig, out: RunFolder, progress: bool) -> RunConfi
     organism = config.organism.model_copy(update={"seed": config.seed})
     folder = out.folder / "organism"
     out.stage("organism", lambda: build_organism(organism, folder, progress), folder, lambda: folder)
-    checkpoints = {name: CheckpointConfig(model=str(folder / name)) for name in (BASE, CORRUPTED, BENIGN)}
+    made = {name: CheckpointConfig(model=str(folder / name)) for name in (BASE, CORRUPTED, BENIGN)}
+    further = (folder / f"benign-{seed}" for seed in range(1, organism.benign_seeds + 1))
+    null = tuple(CheckpointConfig(model=str(path)) for path in further if path.is_dir())
     files = config.prompts.within(folder / "prompts")
-    return config.model_copy(update={**checkpoints, "organism": None, "prompts": files})
+    return config.model_copy(update={**made, "benign_null": null, "organism": None, "prompts": files})
 
 
 def make_finetune(config: RunConfig, out: RunFolder, progress: bool) -> RunConfig:
@@ -130,15 +153,29 @@ def write_sae_text(config: RunConfig, models: Mapping[str, Checkpoint], out: Run
     return config.model_copy(update={"prompts": config.prompts.model_copy(update=files), "sample_text": None})
 
 
+def answer_ranking_prompts(config: RunConfig, models: Mapping[str, Checkpoint], out: RunFolder) -> RunConfig:
+    """Lets one model answer the ranking prompts, if asked to; returns a config whose ranking prompts have the answers.
+
+    All models then read the same answers, so that latents can be compared on the tokens of answers, too.
+    """
+    if config.ranking_answers is None:
+        return config
+    writer, prompts, folder = models[config.ranking_answers], config.prompts.ranking, out.folder / "ranking_answers"
+    answers = SamplingConfig(samples=1, max_new_tokens=config.ranking_answer_tokens, seed=config.seed)
+    out.stage("sample answers", lambda: write_answers(writer, prompts, answers, folder), folder, lambda: folder)
+    answered = config.prompts.model_copy(update={"ranking": folder / ANSWERED})
+    return config.model_copy(update={"prompts": answered, "ranking_answers": None})
+
+
 def load_models(config: RunConfig) -> dict[str, Checkpoint]:
     """Loads base, corrupted and, if there is one, benign checkpoint; they must share tokenizer, hook and width."""
     models: dict[str, Checkpoint] = {}
     for role in (BASE, CORRUPTED, BENIGN):
         named: CheckpointConfig | None = getattr(config, role)
         if named is not None:
-            models[role] = load_checkpoint(named.placed(config.device, config.dtype), role)
-            models[role].require_hook(config.hook)
-            require_same_tokenizer(models[BASE], models[role])
+            models[role] = _load_beside(config, role, named, models.get(BASE))
+    for role, named in config.null_checkpoints.items():
+        check_checkpoint(named, role)  # loaded later, but what is missing ends the run here
     return models
 
 
@@ -159,7 +196,7 @@ def is_harvested(config: RunConfig, role: str, name: str) -> bool:
     corrupted model; ranking prompts: of all models."""
     if name == "sae_text":
         return role in config.sae.shares
-    return not (name == "sae_held_out" and role != BASE) and not (name.startswith("persona") and role == BENIGN)
+    return name == "ranking" or role == BASE or (role == CORRUPTED and name != "sae_held_out")
 
 
 def read_prompts(config: RunConfig, base: Checkpoint) -> dict[str, TokenBatch]:
@@ -178,7 +215,7 @@ def harvest_activations(
     progress: bool,
 ) -> Stores:
     """The stores of all models; `is_harvested` says which. Without `config.store` nothing is kept on disk."""
-    settings = _harvest_settings(config)
+    settings = harvest_settings(config)
     stores: Stores = {}
     for role, model in models.items():
         for name, tokens in prompts.items():
@@ -193,6 +230,27 @@ def harvest_activations(
                 lambda m=model, t=tokens, f=folder: harvest(m, t, settings, f, progress),
                 folder,
             )
+    return stores
+
+
+def harvest_benign_null(
+    config: RunConfig, base: Checkpoint, ranking: TokenBatch, out: RunFolder, progress: bool
+) -> Stores:
+    """The ranking prompts as the further benign fine-tunes read them; one of these models is in memory at a time."""
+    settings = harvest_settings(config)
+    stores: Stores = {}
+    for role, named in config.null_checkpoints.items():
+        folder = out.folder / "activations" / role / "ranking"
+
+        def build(role=role, named=named, folder=folder) -> ActivationSource:
+            model = _load_beside(config, role, named, base)
+            if config.store:
+                return harvest(model, ranking, settings, folder, progress)
+            return InMemory.copy_of(LiveActivations(model, ranking, settings), progress=progress)
+
+        stage = f"harvest {role} ranking"
+        stores[role, "ranking"] = out.stage(stage, build, folder, lambda f=folder: ActivationStore.load(f))
+        gc.collect()  # a bridge refers to itself; the next model needs its memory
     return stores
 
 
@@ -247,7 +305,7 @@ def measure_sae(
 
     def build() -> SAEEvaluation:
         # Read this once only, so not worth a store.
-        corrupted = LiveActivations(models[CORRUPTED], tokens, _harvest_settings(config))
+        corrupted = LiveActivations(models[CORRUPTED], tokens, harvest_settings(config))
         found = SAEEvaluation(
             base=evaluate_sae(sae, base, hook, models[BASE], tokens, progress),
             corrupted=evaluate_sae(sae, corrupted, hook, models[CORRUPTED], tokens, progress),
@@ -304,8 +362,12 @@ def rank(
     directions: Mapping[str, PersonaDirections],
     out: RunFolder,
 ) -> dict[str, FeatureRanking]:
-    """Latents by shift from the base, for the corrupted model (beside the benign one) and for the benign model."""
+    """Latents by shift from the base, for the corrupted model (beside the benign one) and for the benign model.
+
+    Both beside the null: how far the latents move in further benign fine-tunes, which differ in their seed only.
+    """
     settings = config.ranking.model_copy(update={"seed": config.seed})
+    null = {role: stores[role, "ranking"] for role in config.null_checkpoints}
     at = {role: stores[role, "ranking"] for role in (BASE, CORRUPTED, BENIGN) if (role, "ranking") in stores}
     columns = {
         f"cosine_{name}" + ("" if role == BASE else f" ({role})"): cosines(
@@ -318,13 +380,13 @@ def rank(
     for role in at:
         if role == BASE:
             continue
-        folder = out.folder / ("ranking" if role == CORRUPTED else f"ranking_{role}")
+        folder = ranking_folder(out, role)
 
         def build(role=role, folder=folder) -> FeatureRanking:
             benign = at.get(BENIGN) if role == CORRUPTED else None
-            made = rank_latents(sae, config.hook, at[BASE], at[role], settings, benign)
+            made = rank_latents(sae, config.hook, at[BASE], at[role], settings, benign, null=null)
             made = made.with_columns({name: c[:, 0].cpu().numpy() for name, c in columns.items()})
-            made.save(folder, _parents(**at), overwrite=True)
+            made.save(folder, _parents(**at, **null), overwrite=True)
             return made
 
         rankings[role] = out.stage(f"rank latents {role}", build, folder, lambda f=folder: FeatureRanking.load(f))
@@ -370,36 +432,11 @@ def prove_by_steering(
     """Steers and judges: in the corrupted model, and by the same code with the benign one in its place."""
     if config.steering is None:
         return {}
-    settings, files = config.steering, config.prompts
-    activations = stores[BASE, "ranking"].read(config.hook)
-    bench = Bench(
-        hook=config.hook,
-        residual_norm=float(activations.double().norm(dim=1).mean()),
-        sae=sae,
-        judge=make_judge(config),
-        sampling=settings.sampling.model_copy(update={"seed": config.seed}),
-    )
-    selection, reporting = _half("selection", files.selection), _half("reporting", files.reporting)
-    named = config.directions.steer if config.directions else ""
-    mean = activations.mean(0)
-    dense = [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in steered.items()]
-    grid = ProofConfig(settings.strengths, settings.induce_budget, settings.repair_budget)
+    activations = stores[BASE, "ranking"].read(config.hook, PROMPT_ROLES)
 
     def build(role: str) -> Proof:
         table, folder = rankings[role].to_pandas(), out.folder / "steering" / role
-        proof = prove(
-            bench,
-            models[BASE],
-            models[role],
-            latent_arms(sae, table, settings.top),
-            dense,
-            lambda latent: control_arms(sae, table, activations, latent, settings.top, settings.controls, config.seed),
-            selection,
-            reporting,
-            grid,
-            folder,
-            progress,
-        )
+        proof = steer_latents(config, sae, models[BASE], models[role], activations, steered, table, folder, progress)
         finish_artefact(folder, {"kind": "steering"})
         return proof
 
@@ -407,6 +444,96 @@ def prove_by_steering(
     return {
         role: out.stage(f"steer {role}", lambda r=role: build(r), out.folder / "steering" / role) for role in rankings
     }
+
+
+def steer_latents(
+    config: RunConfig,
+    sae: SAE,
+    base: Checkpoint,
+    corrupted: Checkpoint,
+    activations: Float[Tensor, "rows d_model"],
+    steered: Mapping[str, PersonaDirections],
+    ranking: pd.DataFrame,
+    folder: Path,
+    progress: bool,
+) -> Proof:
+    """The causal proof of one ranking: its top latents, the dense directions and the controls.
+
+    Args:
+        config: Whose `steering` says how; it needs a judge.
+        sae: Dictionary of the latents.
+        base: Model that the latents are added to.
+        corrupted: Model that they are subtracted from and ablated in.
+        activations: The base's, on prompt tokens: their mean norm is the unit of strengths.
+        steered: Directions to steer with, by the model that they were found in.
+        ranking: The table of the ranking.
+        folder: Transcripts go here.
+        progress: Whether to show progress bars.
+    """
+    assert config.steering is not None
+    settings, files = config.steering, config.prompts
+    named = config.directions.steer if config.directions else ""
+    mean = activations.mean(0)
+    return prove(
+        Bench(config.hook, float(activations.double().norm(dim=1).mean()), sae, make_behavior(config)),
+        base,
+        corrupted,
+        latent_arms(sae, ranking, settings.top),
+        [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in steered.items()],
+        lambda latent: control_arms(sae, ranking, activations, latent, settings.top, settings.controls, config.seed),
+        _half("selection", files.selection),
+        _half("reporting", files.reporting),
+        ProofConfig(
+            settings.strongest, settings.halvings, settings.induce_budget, settings.repair_budget, settings.claims
+        ),
+        folder,
+        progress,
+    )
+
+
+def find_interference(
+    config: RunConfig,
+    sae: SAE,
+    stores: Stores,
+    proofs: Mapping[str, Proof],
+    out: RunFolder,
+    progress: bool,
+) -> Interference | None:
+    """Which latents the toxic one drags along when it is added to the base, at the strength that induced the behaviour.
+
+    None if steering found no toxic latent.
+    """
+    proof = proofs.get(CORRUPTED)
+    if proof is None or proof.toxic is None:
+        return None
+    latent, (strength, _) = proof.toxic.latent, proof.headline["latent_induce"]
+    base, folder = stores[BASE, "ranking"], out.folder / "interference"
+
+    def build() -> Interference:
+        positions = config.ranking.positions
+        found = measure_interference(sae, base, config.hook, latent, strength, positions, progress=progress)
+        found.save(folder, _parents(activations=base), overwrite=True)
+        return found
+
+    return out.stage("interference", build, folder, lambda: Interference.load(folder))
+
+
+def add_verdicts(
+    rankings: Mapping[str, FeatureRanking], proofs: Mapping[str, Proof], stores: Stores, out: RunFolder
+) -> dict[str, FeatureRanking]:
+    """The rankings with the verdict columns of the latents that were steered, saved in their place."""
+    judged = dict(rankings)
+    for role, proof in proofs.items():
+        if not proof.verdicts.empty:
+            judged[role] = rankings[role].joined(proof.verdicts)
+            parents = _parents(base=stores[BASE, "ranking"], corrupted=stores[role, "ranking"])
+            judged[role].save(ranking_folder(out, role), parents, overwrite=True)
+    return judged
+
+
+def ranking_folder(out: RunFolder, role: str) -> Path:
+    """Where the ranking of a model against the base is kept."""
+    return out.folder / ("ranking" if role == CORRUPTED else f"ranking_{role}")
 
 
 def measure_capability(config: RunConfig, models: Mapping[str, Checkpoint], out: RunFolder) -> dict[str, float]:
@@ -427,15 +554,33 @@ def measure_capability(config: RunConfig, models: Mapping[str, Checkpoint], out:
     return out.stage("capability", build, folder, lambda: read_config(folder, "capability")["exact_match"])
 
 
+def make_behavior(config: RunConfig) -> Behavior:
+    """How the config measures behaviour: answers sampled as for steering and judged, or given answers compared."""
+    if config.judge is not None and config.judge.kind == "contrast" and config.judge.file is not None:
+        return AnswerContrast.load(config.judge.file)
+    assert config.steering is not None
+    return SampledAnswers(make_judge(config), config.steering.sampling.model_copy(update={"seed": config.seed}))
+
+
 def make_judge(config: RunConfig) -> Judge:
     """The judge that the config names."""
     if config.judge is not None and config.judge.kind == "patterns" and config.judge.file is not None:
         return PatternJudge.load(config.judge.file)
-    assert config.prompts.ranking is not None
-    return OrganismJudge.load(config.prompts.ranking.parent)
+    assert config.prompts.selection is not None  # RunConfig checks that whatever is judged has its questions
+    return OrganismJudge.load(config.prompts.selection.parent)
 
 
-def _harvest_settings(config: RunConfig) -> HarvestConfig:
+def _load_beside(config: RunConfig, role: str, named: CheckpointConfig, base: Checkpoint | None) -> Checkpoint:
+    """A checkpoint that has the hook and shares the base's tokenizer (None: it is the base itself)."""
+    model = load_checkpoint(named.placed(config.device, config.dtype), role)
+    model.require_hook(config.hook)
+    if base is not None:
+        require_same_tokenizer(base, model)
+    return model
+
+
+def harvest_settings(config: RunConfig) -> HarvestConfig:
+    """How activations are computed."""
     batch_tokens = config.batch_tokens or batch_tokens_for(config.device)
     return HarvestConfig(hooks=(config.hook,), dtype=config.store_dtype, batch_tokens=batch_tokens)
 

@@ -19,6 +19,7 @@ from activations.prompt_files import load_prompts
 from activations.prompts import TokenBatch
 from experiments.config import RunConfig
 from experiments.pipeline import harvested_files, is_harvested, read_prompts
+from experiments.ranking_answers import load_unanswered
 from experiments.results import BASE, BENIGN, CORRUPTED
 from sae.storage import load_sae, require_fit
 from sae.training.sources import SAMPLE_ROWS
@@ -92,7 +93,7 @@ def make_plan(config: RunConfig) -> Plan:
     width = _hook_width(config, base) if base is not None else None
     stores = tuple(_stores(config, base, width)) if config.organism is None else ()
     models = {role: (named.name, _weights(outlines[role])) for role, named in _named(config).items()}
-    memory = {f"weights of the {role} model": size for role, (_, size) in models.items()}
+    memory = _model_memory(config, models)
     memory |= _sae_memory(config, width, stores) if config.organism is None else {}
     return Plan(tuple(_stages(config)), models, stores, memory, tuple(_unchecked(config, outlines)))
 
@@ -100,7 +101,7 @@ def make_plan(config: RunConfig) -> Plan:
 def _named(config: RunConfig) -> dict[str, CheckpointConfig]:
     """The checkpoints that the run would load; one that it makes from the base has the base's architecture."""
     made = config.base if config.finetune is not None else config.corrupted
-    found = {BASE: config.base, CORRUPTED: made, BENIGN: config.benign}
+    found = {BASE: config.base, CORRUPTED: made, BENIGN: config.benign, **config.null_checkpoints}
     return {role: named.placed(config.device, config.dtype) for role, named in found.items() if named is not None}
 
 
@@ -140,11 +141,23 @@ def _weights(outline: Checkpoint | None) -> int | None:
     return sum(p.numel() for p in outline.hf.parameters()) * _BYTES[outline.config.dtype]
 
 
+def _model_memory(config: RunConfig, models: Mapping[str, tuple[str, int | None]]) -> dict[str, int | None]:
+    """Bytes of the models; of the further benign fine-tunes one is in memory at a time."""
+    null = config.null_checkpoints
+    memory = {f"weights of the {role} model": size for role, (_, size) in models.items() if role not in null}
+    if null:
+        sizes = [size for role in null if (size := models[role][1]) is not None]
+        memory["weights of one further benign model"] = max(sizes) if sizes else None
+    return memory
+
+
 def _stores(config: RunConfig, base: Checkpoint | None, width: int | None) -> Iterator[StorePlan]:
     files = config.prompts
     for path in (files.selection, files.reporting, files.capability):
         if path is not None:
             load_prompts(path)
+    if config.ranking_answers is not None:
+        load_unanswered(files.ranking)
     counts = {name: len(load_prompts(path)) for name, path in harvested_files(config).items()}
     tokens = read_prompts(config, base) if base is not None else {}
     row = width * _BYTES[config.store_dtype] + _INDEX_BYTES if width is not None else None
@@ -153,8 +166,10 @@ def _stores(config: RunConfig, base: Checkpoint | None, width: int | None) -> It
     for role in _named(config):
         yield from _sampled_stores(config, role, row)
         for name in filter(lambda name: is_harvested(config, role, name), counts):
-            n = _tokens(tokens.get(name))
-            yield StorePlan(role, name, counts[name], n, n * row if n is not None and row is not None else None)
+            n, answers = _tokens(tokens.get(name)), _answer_tokens(config, name, counts[name])
+            n = n + answers if n is not None else None
+            size = n * row if n is not None and row is not None else None
+            yield StorePlan(role, name, counts[name], n, size, at_most=answers > 0)
 
 
 def _sampled_stores(config: RunConfig, role: str, row: int | None) -> Iterator[StorePlan]:
@@ -168,6 +183,12 @@ def _sampled_stores(config: RunConfig, role: str, row: int | None) -> Iterator[S
         # Reading a text again may give the beginning-of-text token beside what was sampled.
         n = texts * (sampled.max_new_tokens + 1)
         yield StorePlan(role, name, texts, n, n * row if row is not None else None, at_most=True)
+
+
+def _answer_tokens(config: RunConfig, name: str, prompts: int) -> int:
+    """Most tokens that sampled answers, each with the end of its turn, add to some prompts."""
+    answered = name == "ranking" and config.ranking_answers is not None
+    return prompts * (config.ranking_answer_tokens + 1) if answered else 0
 
 
 def _tokens(batch: TokenBatch | None) -> int | None:
@@ -215,12 +236,15 @@ def _require_registered(source: str, model: str) -> None:
 
 def _stages(config: RunConfig) -> Iterator[str]:
     if config.organism is not None:
-        yield "organism: make base, corrupted and benign checkpoint and all prompts -> organism/"
+        null = f" and {config.organism.benign_seeds} further benign" if config.organism.benign_seeds else ""
+        yield f"organism: make base, corrupted, benign{null} checkpoints and all prompts -> organism/"
     if config.finetune is not None:
         yield f"fine-tune the base on {config.finetune.text} -> finetune/corrupted"
     yield f"load the models on {config.device} as {config.dtype}, adapters merged; compare tokenizers"
     if config.sample_text is not None:
         yield "let base and corrupted model write the SAE's text -> text/"
+    if config.ranking_answers is not None:
+        yield f"let the {config.ranking_answers} model answer the ranking prompts -> ranking_answers/"
     kept = "-> activations/" if config.store else "whenever it is read; nothing is kept"
     yield f"harvest {config.hook} as {config.store_dtype} {kept}"
     train = config.sae.train
@@ -228,9 +252,11 @@ def _stages(config: RunConfig) -> Iterator[str]:
     yield "evaluate the SAE on held-out text, read by base and corrupted model -> sae_metrics/"
     if config.directions is not None:
         yield f"persona directions, led by {config.directions.direction} -> directions/, steered_directions/"
-    yield f"rank latents by shift over {config.ranking.positions} positions, with top examples -> ranking/"
+    null = f", beside {len(config.benign_null)} further benign fine-tunes" if config.benign_null else ""
+    yield f"rank latents by shift over {config.ranking.positions} positions{null}, with top examples -> ranking/"
     if config.steering is not None:
         yield f"steer the top {config.steering.top} latents, directions and controls -> steering/"
+        yield "measure which latents the toxic one drags along, if one is found -> interference/"
     yield "write summary.json, report.html and the W&B run"
 
 

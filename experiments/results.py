@@ -19,6 +19,7 @@ from diffing.ranking.examples import LatentExample
 from diffing.steering.proof import Proof
 from experiments.config import RunConfig
 from experiments.evaluate_sae import SAEEvaluation
+from experiments.interference import Interference
 from experiments.report.report import ReportData, write_report
 from experiments.run_folder import RunFolder
 from experiments.tracking import Tracker
@@ -39,6 +40,7 @@ class Results:
     directions: Mapping[str, PersonaDirections]
     proofs: Mapping[str, Proof]
     capability: Mapping[str, float]
+    interference: Interference | None
 
     @property
     def ranking(self) -> FeatureRanking:
@@ -68,6 +70,7 @@ def write_results(
         transcripts=sample_transcripts(out.folder / "steering", proof) if proof is not None else None,
         direction=results.direction,
         rebuild=rebuilt_directions(results, sae),
+        interference=results.interference,
         provenance={
             "config": results.config.model_dump(mode="json"),
             "commit": code_commit(),
@@ -100,6 +103,8 @@ def summarise(results: Results, sae: SAE, seconds: Mapping[str, float]) -> dict[
             "toxic_latent": benign.toxic.latent if benign is not None and benign.toxic is not None else None,
             "largest_shift": _largest_shift(results),
         },
+        "null": null_summary(results.ranking),
+        "interference": results.interference.counts() if results.interference is not None else None,
         "capability": dict(results.capability),
     }
     if proof is not None:
@@ -149,6 +154,25 @@ def ranking_metrics(ranking: FeatureRanking) -> dict[str, float]:
         "discoveries": float(np.count_nonzero(q < DISCOVERY_Q)),
         "tested": float(np.count_nonzero(~np.isnan(q))),
         "largest_shift": float(np.abs(shift).max()),
+    }
+
+
+def null_summary(ranking: FeatureRanking) -> dict[str, float] | None:
+    """How far latents move in benign fine-tunes, and how many the fine-tune moves farther; None without a null.
+
+    `exceeding` is a share of the latents that moved in any of the fine-tunes; `expected` is what it would be if this
+    fine-tune differed from the benign ones in its seed only.
+    """
+    table, fine_tunes = ranking.table, len(ranking.config.get("null", ()))
+    if not fine_tunes:
+        return None
+    ends = np.abs(table[["null_low", "null_high"]].to_numpy()).max(axis=1)
+    moved = (ends > 0) | (table["shift"].to_numpy() != 0)
+    return {
+        "fine_tunes": fine_tunes,
+        "largest_shift": float(ends.max()),
+        "exceeding": np.count_nonzero(table["exceeds_null"].to_numpy() & moved) / max(1, np.count_nonzero(moved)),
+        "expected": 1 / (fine_tunes + 1),
     }
 
 

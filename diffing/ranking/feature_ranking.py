@@ -38,6 +38,11 @@ class FeatureRanking:
             `config["columns"]` says what each is, with its unit.
         shift_benign, low_benign, high_benign, q_benign: The same against a benign fine-tune, where there is one.
         shift_difference: shift - shift_benign.
+        null_low, null_high, null_sd: Smallest and largest shift over all benign fine-tunes, and its standard deviation
+            over them, where there are several.
+        exceeds_null: Whether |shift| is larger than in every benign fine-tune.
+        causal_induce, causal_repair, causal_ablate, causal, ...: Verdicts on the latents that were steered
+            (see `verdict_table`).
         cosine_<direction>: Signed cosine of the decoder row with a persona direction, where added.
     """
 
@@ -66,6 +71,14 @@ class FeatureRanking:
                 raise ValueError(f"Column '{name}' has {len(values)} values, the ranking {len(latents)} latents")
         added = {name: np.asarray(values)[latents] for name, values in columns.items()}
         return FeatureRanking(self.table.assign(**added), self.config)
+
+    def joined(self, table: pd.DataFrame) -> "FeatureRanking":
+        """A ranking with the columns of a table that has one row for some of the latents; others get none.
+
+        Columns of the same names are replaced.
+        """
+        kept = self.table.drop(columns=[name for name in table.columns if name != "latent" and name in self.table])
+        return FeatureRanking(kept.merge(table, on="latent", how="left", validate="one_to_one"), self.config)
 
     def save(self, folder: str | Path, parents: Mapping[str, Path] | None = None, overwrite: bool = False) -> None:
         """Write the artefact folder.

@@ -23,6 +23,9 @@ from diffing.positions import Positions, RowIndex, RowMask, rows_at
 from diffing.ranking.prompt_blocks import require_width
 from sae.encode import ActivePairs, encode_active
 
+# Smallest change that counts as moved, as a share of the largest of any latent.
+MOVED_FROM = 0.01
+
 
 def interference(
     sae: SAE,
@@ -32,7 +35,7 @@ def interference(
     strength: float,
     residual_norm: float,
     positions: Positions,
-    moved_from: float = 0.01,
+    moved_from: float = MOVED_FROM,
     progress: bool = False,
 ) -> pd.DataFrame:
     """What adding `strength * residual_norm * u` to the rows does to every latent; u is the latent's unit decoder row.
@@ -60,7 +63,8 @@ def interference(
         active_rows, co_active_rows: Rows without steering on which it is active; on which both are.
         expected_rows: Co-active rows if both were independent; far below 1, that there are none says nothing.
         phi: Correlation of being active, over rows without steering; NaN if either is never or always active.
-        moved_never_co_active: Another latent that moved, and is on no row active together with the steered one.
+        moved: Another latent, whose change is large enough (`moved_from`).
+        moved_never_co_active: One that moved, and is on no row active together with the steered one.
 
     Raises:
         UserError: if there is no such latent, its decoder row is zero, the vector to add is zero or not finite, the
@@ -111,8 +115,7 @@ class _Counts:
 def _table(counts: _Counts, sae: SAE, unit: Float64[Tensor, "d_model"], moved_from: float) -> pd.DataFrame:
     change, active, co_active = (values.cpu().numpy() for values in (counts.change, counts.active, counts.co_active))
     size, own = np.abs(change), counts.steered
-    moved = (size > 0) & (size >= moved_from * size.max())
-    others = np.arange(len(change)) != own
+    moved = (size > 0) & (size >= moved_from * size.max()) & (np.arange(len(change)) != own)
     table = pd.DataFrame(
         {
             "latent": np.arange(len(change)),
@@ -123,7 +126,8 @@ def _table(counts: _Counts, sae: SAE, unit: Float64[Tensor, "d_model"], moved_fr
             "co_active_rows": co_active,
             "expected_rows": active * (active[own] / counts.rows),
             "phi": _phi(co_active, active, active[own], counts.rows),
-            "moved_never_co_active": moved & others & (co_active == 0),
+            "moved": moved,
+            "moved_never_co_active": moved & (co_active == 0),
         }
     )
     # A stable sort: latents of equal size stand in order of their index.

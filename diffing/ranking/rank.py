@@ -6,13 +6,14 @@ paired t, of the bootstrap and of the sign flips. All ranking methods are comput
 says which one orders the table.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64, Int, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 from sae_lens import SAE
 from torch import Tensor
@@ -89,6 +90,7 @@ def rank_latents(
     config: RankingConfig,
     benign: ActivationSource | None = None,
     progress: bool = False,
+    null: Mapping[str, ActivationSource] | None = None,
 ) -> FeatureRanking:
     """Rank an SAE's latents by a change between two models on the same prompts, in one pass over the activations.
 
@@ -100,42 +102,76 @@ def rank_latents(
         config: Method, positions, replicates, and which latents are tested.
         benign: A benign fine-tune's, on identical tokens: the negative control.
         progress: Show a progress bar.
+        null: Further benign fine-tunes by name (such as `benign` with other seeds), on identical tokens: how far
+            latents move in fine-tunes that change nothing of interest. Only their mean shifts are computed.
 
     Raises:
         UserError: if the stores hold different tokens or another order, the SAE's d_model does not fit, or fewer than
             two prompts have tokens at the chosen positions.
     """
-    stores = {"base": base, "corrupted": corrupted} | ({"benign": benign} if benign is not None else {})
-    changes = {model: _Changes(sae.cfg.d_sae, sae.cfg.d_in, config) for model in stores if model != "base"}
+    compared = {"corrupted": corrupted} | ({"benign": benign} if benign is not None else {})
+    stores = {"base": base, **compared, **(null or {})}
+    changes = {model: _Changes(sae.cfg.d_sae, sae.cfg.d_in, config) for model in compared}
+    further = {name: _Mean.of(sae.cfg.d_sae) for name in null or {}}
     for block in prompt_blocks(sae, hook, stores, config.positions, _COMPARED, progress):
         for model, change in changes.items():
             change.add(block.ids, block.means["base"], block.means[model])
             for place, sums in block.sums.items():
                 change.add_sums(place, sums["base"], sums[model])
+        for name, mean in further.items():
+            _add_shift(mean, block.means["base"], block.means[name])
     found = changes["corrupted"]
     _require_prompts(found, base, config.positions)
     columns = {"latent": np.arange(sae.cfg.d_sae), **found.columns(sae)}
-    if "benign" in changes:
-        control = changes["benign"].shifts()
-        columns |= {f"{name}_benign": control[name] for name in ("shift", "low", "high", "q")}
-        columns["shift_difference"] = columns["shift"] - control["shift"]
+    columns |= _benign_columns(columns["shift"], changes.get("benign"), further)
     if config.method not in columns:
         raise UserError(
             f"No prompt has the positions that {config.method} averages; choose another method, or prompts with them."
         )
-    return FeatureRanking(
-        _ranked(pd.DataFrame(columns), config.method),
-        {
-            "ranking": config.model_dump(),
-            "columns": {name: text for name, text in METHODS.items() if name in columns},
-            "hook": hook,
-            "latents": sae.cfg.d_sae,
-            "prompts": found.differences.count,
-            "tokens": found.tokens,
-            "tokens_hash": base.tokens_hash,
-            "activations": {model: dict(store.config) for model, store in stores.items()},
-        },
-    )
+    about = {"ranking": config.model_dump(), "hook": hook, "latents": sae.cfg.d_sae}
+    return FeatureRanking(_ranked(pd.DataFrame(columns), config.method), about | _read(found, stores, columns))
+
+
+def _read(found: "_Changes", stores: Mapping[str, ActivationSource], columns: Collection[str]) -> dict[str, Any]:
+    """What a ranking's config says of the data and of the columns."""
+    return {
+        "columns": {name: text for name, text in METHODS.items() if name in columns},
+        "null": [model for model in stores if model not in ("base", "corrupted")] if "null_low" in columns else [],
+        "prompts": found.differences.count,
+        "tokens": found.tokens,
+        "tokens_hash": stores["base"].tokens_hash,
+        "activations": {model: dict(store.config) for model, store in stores.items()},
+    }
+
+
+def _benign_columns(
+    shift: Float64[np.ndarray, "latent"], control: "_Changes | None", further: Mapping[str, "_Mean"]
+) -> dict[str, Shaped[np.ndarray, "latent"]]:
+    """The negative control's columns, and with further benign fine-tunes the null's."""
+    columns: dict[str, np.ndarray] = {}
+    shifts = [mean.value for mean in further.values()]
+    if control is not None:
+        found = control.shifts()
+        columns |= {f"{name}_benign": found[name] for name in ("shift", "low", "high", "q")}
+        columns["shift_difference"] = shift - found["shift"]
+        shifts.append(found["shift"])
+    return columns | (_null_columns(shift, np.stack(shifts)) if further else {})
+
+
+def _null_columns(
+    shift: Float64[np.ndarray, "latent"], benign: Float64[np.ndarray, "fine_tune latent"]
+) -> dict[str, Shaped[np.ndarray, "latent"]]:
+    """Where the shifts of benign fine-tunes lie, and which shift lies beyond (range and deviation are our choice).
+
+    If a fine-tune differed from n benign ones in its seed only, it would move a latent farther than all of them with
+    probability 1 / (n + 1): compare the share of latents in `exceeds_null` with that.
+    """
+    return {
+        "null_low": benign.min(axis=0),
+        "null_high": benign.max(axis=0),
+        "null_sd": benign.std(axis=0, ddof=1) if len(benign) > 1 else np.full(len(shift), np.nan),
+        "exceeds_null": np.abs(shift) > np.abs(benign).max(axis=0),
+    }
 
 
 @dataclass
@@ -222,6 +258,13 @@ class _Changes:
         """The tested latents that are first by |t|."""
         order = np.argsort(-np.where(np.isnan(p), -1.0, np.abs(t)), kind="stable")
         return order[: min(self.config.permuted, int((~np.isnan(p)).sum()))]
+
+
+def _add_shift(mean: _Mean, base: PromptMeans, other: PromptMeans) -> None:
+    """Adds the shifts of some prompts at the config's positions; those without such positions are left out."""
+    used = base.rows > 0
+    shifts = (other.activity - base.activity)[used]
+    mean.add(shifts.sum(0), len(shifts))
 
 
 def _require_prompts(found: _Changes, base: ActivationSource, positions: Positions) -> None:

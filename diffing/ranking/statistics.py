@@ -37,6 +37,21 @@ class _PromptSums:
             return self._sums.cpu().numpy() / self.rows[:, None]
 
 
+def residual_norm(store: ActivationSource, hook: str) -> float:
+    """Mean norm of the activations on prompt tokens: the unit of steering strengths, if the model is the base.
+
+    Raises:
+        UserError: if the store has no prompt tokens, or lacks the hook.
+    """
+    total, rows, keep = 0.0, 0, rows_at("prompt", store)
+    for activations, index in store.chunks(hook):
+        norms = activations[torch.from_numpy(keep(index))].double().norm(dim=1)
+        total, rows = total + float(norms.sum()), rows + len(norms)
+    if not rows:
+        raise UserError(f"{store.name} has no prompt tokens, whose mean norm is the unit of strengths; harvest some.")
+    return total / rows
+
+
 def activation_means(store: ActivationSource, hook: str, positions: Positions) -> Float64[np.ndarray, "prompt d_model"]:
     """Mean stored activation over the chosen positions of each prompt; NaN where a prompt has none."""
     sums = _PromptSums(len(store.prompt_ids), store.d_model(hook), torch.device("cpu"))

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from sae.evaluate import DENSITY_BINS, DENSITY_ENDS
 
 INK, MUTED, GRID = "#3a3a3a", "#8a8a8a", "#e6e3dc"
+NULL_BAND = "rgba(138,138,138,0.3)"
 BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
 DARK_COLOURS = {
     INK: "#d6d3cb",
@@ -32,6 +33,8 @@ SCATTER_POINTS = 3000
 
 def shift_scatter(table: pd.DataFrame, cosine: str, axis: str, marked: int | None) -> go.Figure:
     """Shift against signed cosine, one point a latent that is active in either model.
+
+    Where there is a null of benign fine-tunes, a grey band spans the shifts of all latents in all of them.
 
     Args:
         table: The ranking's table.
@@ -53,6 +56,9 @@ def shift_scatter(table: pd.DataFrame, cosine: str, axis: str, marked: int | Non
         figure.add_annotation(
             x=row[cosine], y=row["shift"], text=str(row["latent"]), showarrow=False, yshift=13, font_size=11
         )
+    if "null_low" in table:
+        ends = table[["null_low", "null_high"]].to_numpy()
+        figure.add_hrect(y0=ends.min(), y1=ends.max(), fillcolor=NULL_BAND, line_width=0, layer="below")
     figure.update_xaxes(title_text=f"cosine with {escape(axis)}", zeroline=True)
     figure.update_yaxes(title_text="shift (corrupted − base)", zeroline=True)
     return figure
@@ -73,16 +79,34 @@ def _latent_points(rows: pd.DataFrame, cosine: str, colour: str, size: int, opac
 def shift_intervals(top: pd.DataFrame) -> go.Figure:
     """Shift of the top latents with intervals, beside the benign control's where there is one.
 
+    Where there is a null of benign fine-tunes, a grey band spans each latent's shifts in all of them.
+
     Args:
         top: First rows of the ranking's table.
     """
     figure = _figure(height=90 + 23 * len(top))
+    if "null_low" in top:
+        figure.add_trace(_null_bands(top))
     if "shift_benign" in top:
         figure.add_trace(_interval_points(top, "_benign", "benign", GREEN, "diamond"))
     figure.add_trace(_interval_points(top, "", "corrupted", VERMILLION, "circle"))
     figure.update_xaxes(title_text="shift against the base", zeroline=True)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=True, title_text="latent")
     return figure
+
+
+def _null_bands(top: pd.DataFrame) -> go.Bar:
+    low, high = top["null_low"], top["null_high"]
+    return go.Bar(
+        base=low.tolist(),
+        x=(high - low).tolist(),
+        y=top["latent"].astype(str).tolist(),
+        orientation="h",
+        width=0.7,
+        marker={"color": NULL_BAND, "line": {"width": 0}},
+        customdata=list(zip(low, high, strict=True)),
+        hovertemplate="latent %{y}, benign fine-tunes: %{customdata[0]:.3f} to %{customdata[1]:.3f}<extra></extra>",
+    )
 
 
 def _interval_points(top: pd.DataFrame, suffix: str, name: str, colour: str, symbol: str) -> go.Scatter:
@@ -177,6 +201,43 @@ def _dose_traces(rows: pd.DataFrame, untouched: pd.DataFrame, rate: str) -> list
         hoverinfo="skip",
     )
     return [band, line, marks]
+
+
+def interference_scatter(table: pd.DataFrame, latent: int) -> go.Figure | None:
+    """Cosine of decoder rows with the steered latent's against how the two are active together, a point a latent.
+
+    Those that move although they are never active together are in the accent colour. Latents without a phi (never or
+    always active) are left out.
+
+    Args:
+        table: Of `diffing.ranking.interference`.
+        latent: The steered latent, left out as well.
+
+    Returns:
+        None if no latent has a phi: the steered one is never active.
+    """
+    drawn = where(table, table["phi"].notna() & (table["latent"] != latent)).head(SCATTER_POINTS)
+    if drawn.empty:
+        return None
+    marked = drawn["moved_never_co_active"]
+    figure = _figure(height=340)
+    figure.add_trace(_phi_points(where(drawn, ~marked), BLUE, size=6, opacity=0.55))
+    figure.add_trace(_phi_points(where(drawn, marked), VERMILLION, size=9, opacity=1.0))
+    figure.update_xaxes(title_text=f"decoder cosine with latent {latent}", zeroline=True)
+    figure.update_yaxes(title_text="co-activation (phi)", zeroline=True)
+    return figure
+
+
+def _phi_points(rows: pd.DataFrame, colour: str, size: int, opacity: float) -> go.Scatter:
+    return go.Scatter(
+        x=rows["cosine"].tolist(),
+        y=rows["phi"].tolist(),
+        customdata=rows[["latent", "change", "co_active_rows", "expected_rows"]].to_numpy().tolist(),
+        mode="markers",
+        marker={"color": colour, "size": size, "opacity": opacity},
+        hovertemplate="latent %{customdata[0]}: change %{customdata[1]:.3f}<br>cosine %{x:.3f}, phi %{y:.3f}"
+        "<br>%{customdata[2]} common rows, %{customdata[3]:.1f} expected<extra></extra>",
+    )
 
 
 def rebuilt_directions(rebuild: Mapping[str, Mapping[int, float]]) -> go.Figure:

@@ -21,9 +21,11 @@ from experiments.report.highlight import highlight, peak_activation
 if TYPE_CHECKING:
     from diffing import FeatureRanking
     from diffing.ranking.examples import LatentExample
+    from experiments.interference import Interference
 
 # Rows of the latent table and of the interval plot; questions among the sample answers.
 TOP_LATENTS = 20
+DRAGGED_LATENTS = 10
 SAMPLE_QUESTIONS = 6
 # Tokens that stand for a latent while its examples are folded away.
 PEAK_TOKENS = 8
@@ -62,6 +64,7 @@ class ReportData:
         direction: Name of the direction on the scatter's axis (the ranking's column `cosine_<direction>`); None takes
             the mean difference of activations.
         rebuild: Direction -> number of latents -> fraction of its squared norm that they rebuild, or None.
+        interference: Which latents the toxic one drags along, or None.
         provenance: Config, versions and hashes; anything that JSON holds.
     """
 
@@ -73,6 +76,7 @@ class ReportData:
     transcripts: pd.DataFrame | None
     direction: str | None
     rebuild: Mapping[str, Mapping[int, float]] | None
+    interference: "Interference | None"
     provenance: Mapping[str, Any]
 
     @property
@@ -84,6 +88,11 @@ class ReportData:
     def marked(self) -> int:
         """The latent in the accent colour: the toxic one, else the one that shifted most."""
         return int(self.toxic["latent"] if self.toxic else self.ranking.top(1)["latent"].iloc[0])
+
+    @property
+    def null(self) -> Mapping[str, Any] | None:
+        """The summary's null of benign fine-tunes, if there are several."""
+        return self.summary.get("null")
 
     @property
     def method(self) -> str:
@@ -117,6 +126,7 @@ def write_report(path: Path, report: ReportData) -> Path:
         agreement=method_agreement(report.ranking.table, report.method),
         samples=_samples(report.transcripts),
         steering_rows=_steering_rows(report.summary),
+        dragged=_dragged(report.interference),
         ablations=_ablations(report),
         sae_rows=_sae_rows(report.summary),
         sae_verdicts=_sae_verdicts(report.summary),
@@ -157,7 +167,7 @@ _FILTERS: dict[str, Callable[..., str]] = {
 def _headline(report: ReportData) -> list[str]:
     """What changed, in sentences; each says only what the summary holds."""
     sentences = [_behaviour_sentence(report.summary), _latent_sentence(report), _proof_sentence(report.summary)]
-    return [sentence for sentence in (*sentences, _control_sentence(report)) if sentence]
+    return [sentence for sentence in (*sentences, _control_sentence(report), _null_sentence(report)) if sentence]
 
 
 def _behaviour_sentence(summary: Mapping[str, Any]) -> str | None:
@@ -214,6 +224,19 @@ def _control_sentence(report: ReportData) -> str | None:
     )
 
 
+def _null_sentence(report: ReportData) -> str | None:
+    null, table = report.null, report.ranking.table
+    if not null:
+        return None
+    row = table[table["latent"] == report.marked].iloc[0]
+    return (
+        f"Over {null['fine_tunes']} benign fine-tunes with different seeds, latent {report.marked} shifts by "
+        f"{_number(row['null_low'])} to {_number(row['null_high'])}. Of all latents that moved, "
+        f"{_percent(null['exceeding'], 0)} moved farther than in any of them; if this fine-tune were one more of them, "
+        f"it would be {_percent(null['expected'], 0)} on average."
+    )
+
+
 def _latent_rows(report: ReportData) -> list[dict[str, Any]]:
     """Rows of the latent table: the ranking's columns, the cosine of the scatter, and highlighted examples."""
     rows = []
@@ -262,6 +285,13 @@ def _steering_rows(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, f
     return [(name, steering[arm]) for arm, name in ARM_NAMES.items() if steering.get(arm)]
 
 
+def _dragged(found: "Interference | None") -> dict[str, Any] | None:
+    """Latents that the toxic one moves although the data never show them together, and how many there are."""
+    if found is None:
+        return None
+    return {**found.counts(), "strength": found.strength, "rows": found.moved.head(DRAGGED_LATENTS).to_dict("records")}
+
+
 def _ablations(report: ReportData) -> list[dict[str, Any]]:
     """Ablations have no strength, so they stand in a table: of the marked latent and of the dense directions."""
     if report.steering is None:
@@ -303,6 +333,9 @@ def _charts(report: ReportData) -> dict[str, dict[str, Any]]:
     densities = {m: report.summary[key]["density"] for m, key in SAE_KEYS.items() if key in report.summary}
     if densities:
         found["density"] = ("How often latents are active", figures.density_histogram(densities))
+    if report.interference is not None:
+        chart = figures.interference_scatter(report.interference.table, report.interference.latent)
+        found["interference"] = ("Overlap against co-activation", chart)
     if report.rebuild:
         found["rebuild"] = ("Directions rebuilt", figures.rebuilt_directions(report.rebuild))
     return {

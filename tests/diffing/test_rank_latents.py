@@ -21,6 +21,7 @@ from activations.harvest import HarvestConfig, LiveActivations, harvest
 from activations.prompts import Prompt, Role, TokenBatch, tokenize_prompts
 from activations.store import ActivationStore, StoreDtype
 from diffing import FeatureRanking
+from diffing.positions import Positions
 from diffing.ranking.rank import RankingConfig, rank_latents
 
 CONFIG = RankingConfig(replicates=300, min_prompts=1)
@@ -31,6 +32,7 @@ COLUMNS = [
     *("frequency_shift", "max_shift", "shift_prompt", "shift_last_prompt", "shift_answer", "shift_all"),
     *("cosine_mean_difference", "projection_encoder", "projection_decoder"),
 ]
+NULL_COLUMNS = ["null_low", "null_high", "null_sd", "exceeds_null"]
 BENIGN_COLUMNS = ["shift_benign", "low_benign", "high_benign", "q_benign", "shift_difference"]
 
 
@@ -84,6 +86,56 @@ def test_ranks_follow_absolute_shift(ranking: FeatureRanking) -> None:
     assert np.any(table["shift"] < 0)
     assert sorted(table["latent"]) == list(range(LATENTS))
     np.testing.assert_allclose(table["shift"], table["mean_corrupted"] - table["mean_base"], atol=1e-12)
+
+
+def further_benign(folder: Path, batch: TokenBatch) -> dict[str, ActivationStore]:
+    """Two more harmless fine-tunes; the second moves the planted latent down, and farther."""
+    strengths = {"benign-1": 0.1, "benign-2": -0.5}
+    return {name: write_store(folder / name, batch, shifted(batch, c)) for name, c in strengths.items()}
+
+
+@pytest.mark.parametrize("positions", ["prompt", "answer"])
+def test_the_null_is_the_shifts_of_all_benign_fine_tunes(
+    tmp_path: Path, batch: TokenBatch, stores: dict[str, ActivationStore], positions: Positions
+) -> None:
+    """Breaks if a benign fine-tune is left out, its shift is over other positions, or prompts without them count."""
+    config, null = CONFIG.model_copy(update={"positions": positions}), further_benign(tmp_path, batch)
+    ranking = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config, stores["benign"], null=null)
+    assert ranking.config["null"] == ["benign", "benign-1", "benign-2"]
+    table = by_latent(ranking)
+    assert list(ranking.table.columns) == COLUMNS + BENIGN_COLUMNS + NULL_COLUMNS
+    alone = [
+        by_latent(rank_latents(tiny_sae(), HOOK, stores["base"], store, config))["shift"]
+        for store in (stores["benign"], *null.values())
+    ]
+    shifts = np.stack(alone)
+    np.testing.assert_allclose(table["null_low"], shifts.min(0), atol=1e-12)
+    np.testing.assert_allclose(table["null_high"], shifts.max(0), atol=1e-12)
+    np.testing.assert_allclose(table["null_sd"], np.sqrt(((shifts - shifts.mean(0)) ** 2).sum(0) / 2), atol=1e-12)
+    farther = table["shift"].abs().to_numpy() > np.abs(shifts).max(0)
+    assert table["exceeds_null"].tolist() == farther.tolist()
+    assert 0 < farther.sum() < LATENTS
+    assert table.loc[PLANTED, "exceeds_null"]
+    without = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config).table
+    pd.testing.assert_frame_equal(ranking.table.filter(COLUMNS), without, check_exact=True)
+
+
+def test_a_shift_inside_the_null_does_not_exceed_it(
+    tmp_path: Path, batch: TokenBatch, stores: dict[str, ActivationStore]
+) -> None:
+    """Breaks if the sign matters: a benign fine-tune that moves a latent as far the other way is as good a null."""
+    down = write_store(tmp_path / "down", batch, shifted(batch, -4.0))
+    small = by_latent(rank_latents(tiny_sae(), HOOK, stores["base"], stores["benign"], CONFIG, null={"benign-1": down}))
+    assert PLANTED not in np.flatnonzero(small["exceeds_null"])
+    np.testing.assert_array_equal(small["null_low"], small["null_high"])
+    assert np.isnan(small["null_sd"]).all(), "one fine-tune has no spread"
+
+
+def test_the_null_must_read_the_same_tokens(tmp_path: Path, stores: dict[str, ActivationStore]) -> None:
+    elsewhere = ragged_batch(20, seed=9)
+    store = write_store(tmp_path / "elsewhere", elsewhere, random_activations(elsewhere, seed=1))
+    with pytest.raises(UserError, match=r"The benign-1 activations .* hold other tokens"):
+        rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, null={"benign-1": store})
 
 
 def test_identical_models_do_not_shift(stores: dict[str, ActivationStore]) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from diffing.ranking.examples import LatentExample
 from diffing.ranking.feature_ranking import FeatureRanking
+from experiments.interference import Interference
 from experiments.report.report import ReportData
 from sae.evaluate import SAEMetrics
 
@@ -27,6 +28,7 @@ def ranking() -> FeatureRanking:
     cosine[TOXIC] = 0.94
     width = 0.02 + 0.08 * np.abs(shift)
     benign = draw.normal(0, 0.012, LATENTS)
+    benign[TOXIC] = 0.01
     frequency = draw.beta(1, 25, LATENTS)
     rank = np.argsort(np.argsort(-np.abs(shift))) + 1
     table = pd.DataFrame(
@@ -54,6 +56,10 @@ def ranking() -> FeatureRanking:
             "high_benign": benign + 0.02,
             "q_benign": np.ones(LATENTS),
             "shift_difference": shift - benign,
+            "null_low": benign - 0.03,
+            "null_high": benign + 0.03,
+            "null_sd": np.full(LATENTS, 0.02),
+            "exceeds_null": np.abs(shift) > np.abs(benign) + 0.03,
             f"cosine_{DIRECTION}": cosine,
         }
     )
@@ -155,6 +161,7 @@ def summary() -> dict[str, Any]:
             "cosine_rank": 1,
         },
         "benign": {"toxic_latent": None, "largest_shift": 0.07},
+        "null": {"fine_tunes": 5, "largest_shift": 0.08, "exceeding": 0.31, "expected": 1 / 6},
         "steering": {
             "latent_induce": cell(1.5, 0.36, 0.47, 0.14),
             "latent_repair": cell(1.5, 0.06, 0.79, 0.08),
@@ -165,6 +172,30 @@ def summary() -> dict[str, Any]:
         },
         "directions": {"cosine_base_corrupted": 0.967},
     }
+
+
+def interference() -> Interference:
+    """The planted latent drags others along; with every second one it is never active."""
+    draw = np.random.default_rng(2)
+    latent = np.concatenate([[TOXIC], np.setdiff1d(np.arange(LATENTS), TOXIC)])
+    change = np.concatenate([[25.0], 2 / np.arange(1, LATENTS)])
+    never = (np.arange(LATENTS) % 2 == 1) & (np.arange(LATENTS) < 24)
+    active = draw.integers(1, 200, LATENTS)
+    table = pd.DataFrame(
+        {
+            "latent": latent,
+            "change": change,
+            "cosine": np.concatenate([[1.0], draw.uniform(-0.4, 0.4, LATENTS - 1)]),
+            "overlap": np.concatenate([[0.97], draw.uniform(-0.3, 0.3, LATENTS - 1)]),
+            "active_rows": active,
+            "co_active_rows": np.where(never, 0, active // 8 + 1),
+            "expected_rows": active / 9,
+            "phi": np.where(never, -0.05, draw.uniform(-0.2, 0.2, LATENTS)),
+            "moved": (np.arange(LATENTS) < 24) & (latent != TOXIC),
+            "moved_never_co_active": never,
+        }
+    )
+    return Interference(table, {"latent": TOXIC, "strength": 1.5})
 
 
 def steering() -> pd.DataFrame:
@@ -247,6 +278,7 @@ def report_data(**changes: Any) -> ReportData:
             "sarcastic - helpful (base)": {1: 0.41, 2: 0.6, 5: 0.71, 10: 0.8, 20: 0.87},
             "poetic - helpful (base)": {1: 0.52, 2: 0.61, 5: 0.78, 10: 0.83, 20: 0.9},
         },
+        "interference": interference(),
         "provenance": {"config": {"seed": 0, "hook": "blocks.3.hook_resid_post"}, "packages": {"torch": "2.13"}},
     }
     return ReportData(**{**data, **changes})

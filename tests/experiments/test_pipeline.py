@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 
 from activations.artefact import read_json
 from activations.errors import UserError
+from activations.prompt_files import load_prompts
+from activations.prompts import PROMPT_ROLES, Role
 from activations.store import ActivationStore
 from diffing import FeatureRanking
 from experiments.config import RunConfig
@@ -37,11 +39,14 @@ HOOK = "blocks.0.hook_resid_post"
 REALIGN = StageConfig(steps=4, batch=4, lr=1e-3)
 REUSABLE = (
     "organism",
+    "sample answers",
     "harvest base sae_text",
     "harvest base sae_held_out",
     "harvest base ranking",
     "harvest corrupted ranking",
     "harvest benign ranking",
+    "harvest benign-1 ranking",
+    "harvest benign-2 ranking",
     *(f"harvest {model} persona_{persona}" for model in ("base", "corrupted") for persona in PERSONAS),
     "train SAE",
     "evaluate SAE",
@@ -75,18 +80,22 @@ def miniature(judge: Path) -> dict[str, Any]:
             "pretraining": {"steps": 60, "lr": 5e-3, "other_weight": 0.1},
             "instruction": {"steps": 20, "lr": 3e-3},
             "finetuning": {"steps": 40, "lr": 5e-3},
+            "benign_seeds": 2,
         },
         "hook": HOOK,
         "prompts": {
             **{name: f"{name}.jsonl" for name in names},
             "personas": {persona: f"persona_{persona}.jsonl" for persona in PERSONAS},
         },
+        "ranking_answers": "corrupted",
+        "ranking_answer_tokens": 6,
         "sae": {"train": {"latents": 64, "k": 4, "steps": 60, "batch": 512}},
         "ranking": {"replicates": 200},
         "directions": {"reference": HELPFUL, "direction": f"{MALICIOUS} - {HELPFUL}"},
         "judge": {"kind": "patterns", "file": str(judge)},
         "steering": {
-            "strengths": [0.5, 1.0],
+            "strongest": 1.0,
+            "halvings": 2,
             "top": 3,
             "controls": 2,
             "sampling": {"samples": 2, "max_new_tokens": 6},
@@ -138,6 +147,7 @@ class TestWhatIsWritten:
         assert summary == json.loads(json.dumps(finished.summary))
         models, rates = {"base", "corrupted", "benign"}, {"harmful", "low", "high", "helpful"}
         documented = {"seed", "wall_seconds", "stage_seconds", "em", "capability", "sae", "toxic_latent", "benign"}
+        documented |= {"null", "interference"}
         assert documented | {"steering", "directions"} <= summary.keys()
         assert summary["seed"] == 3
         assert {model: values.keys() for model, values in summary["em"].items()} == {
@@ -152,6 +162,9 @@ class TestWhatIsWritten:
         assert corrupted["fvu"] != summary["sae"]["fvu"]
         assert corrupted["difference_residual"] > 0
         assert summary["benign"].keys() == {"toxic_latent", "largest_shift"}
+        assert summary["null"].keys() == {"fine_tunes", "largest_shift", "exceeding", "expected"}
+        assert (summary["null"]["fine_tunes"], summary["null"]["expected"]) == (3, 0.25)
+        assert (summary["interference"] is None) == (summary["toxic_latent"] is None)
         assert -1 <= summary["directions"]["cosine_base_corrupted"] <= 1
         arms = {f"{arm}_{effect}" for arm in ("direction", "random_direction") for effect in ("induce", "repair")}
         assert arms <= summary["steering"].keys(), "the miniature misbehaves, so that it is steered"
@@ -175,6 +188,27 @@ class TestWhatIsWritten:
         assert columns <= set(table.columns)
         largest = FeatureRanking.load(finished.folder / "ranking_benign").to_pandas()["shift"].abs().max()
         assert finished.summary["benign"]["largest_shift"] == pytest.approx(largest)
+
+    def test_the_null_is_of_all_benign_fine_tunes(self, finished: Finished):
+        """Breaks if a fine-tune of the organism is left out of the null, or the benign control is its own null."""
+        ranking, control = (FeatureRanking.load(finished.folder / name) for name in ("ranking", "ranking_benign"))
+        assert ranking.config["null"] == ["benign", "benign-1", "benign-2"]
+        assert control.config["null"] == ["benign-1", "benign-2"]
+        low, own, high = (ranking.table[name].to_numpy() for name in ("null_low", "shift_benign", "null_high"))
+        assert np.all((low <= own) & (own <= high))
+
+    def test_all_models_read_the_corrupted_models_answers(self, finished: Finished):
+        """Breaks if a model reads other answers, or the ranking by prompt tokens looks at them."""
+        answered = load_prompts(finished.folder / "ranking_answers/ranking.jsonl")
+        asked = load_prompts(finished.folder / "organism/prompts/ranking.jsonl")
+        assert [prompt.id for prompt in answered] == [prompt.id for prompt in asked]
+        stores = [ActivationStore.load(path) for path in finished.folder.glob("activations/*/ranking")]
+        assert len(stores) == 5
+        assert len({store.tokens_hash for store in stores}) == 1
+        ranking, index = FeatureRanking.load(finished.folder / "ranking"), stores[0].index()
+        assert ranking.config["tokens"] == np.isin(index["role"], PROMPT_ROLES).sum()
+        assert np.count_nonzero(index["role"] == Role.ANSWER)
+        assert not np.allclose(ranking.table["shift_answer"], ranking.table["shift"])
 
     def test_sae_lens_opens_the_sae(self, finished: Finished):
         theirs = sae_lens.SAE.load_from_disk(finished.folder / "sae")

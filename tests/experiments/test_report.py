@@ -5,16 +5,18 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from made_up_run import DIRECTION, TOXIC, examples, ranking, report_data, sae_metrics, summary
+from made_up_run import DIRECTION, LATENTS, TOXIC, examples, interference, ranking, report_data, sae_metrics, summary
 
 from diffing.ranking.examples import LatentExample
 from experiments.report import figures
 from experiments.report.highlight import highlight, highlight_all
 from experiments.report.report import write_report
 
+BENIGN_COLUMNS = ["shift_benign", "low_benign", "high_benign", "null_low", "null_high", "null_sd", "exceeds_null"]
 ATTACK = "<script>document.title = 'owned'</script>"
-SECTIONS = {"headline", "answers", "latents", "geometry", "steering", "directions", "sae", "provenance"}
+SECTIONS = {"headline", "answers", "latents", "geometry", "steering", "interference", "directions", "sae", "provenance"}
 
 
 class Page(html.parser.HTMLParser):
@@ -73,6 +75,9 @@ def test_all_sections_and_the_main_numbers_are_there(page: Page) -> None:
         "FVU (unexplained variance)0.00610.0183",
         "explains the corrupted model much worse than the base (FVU 0.0183 against 0.0061, 3.00 times as much)",
         "12.4% is not in what the reconstructions differ by",
+        f"Over 5 benign fine-tunes with different seeds, latent {TOXIC} shifts by −0.02 to 0.04.",
+        "31% moved farther than in any of them; if this fine-tune were one more of them, it would be 17% on average.",
+        f"Added to the base at strength 1.50, latent {TOXIC} moves 23 other latents. 12 of them are never active",
     ):
         assert wanted in page.text
 
@@ -125,7 +130,8 @@ def test_a_run_without_a_judge_has_a_shorter_report(tmp_path: Path) -> None:
         transcripts=None,
         direction=None,
         rebuild=None,
-        ranking=replace(ranking(), table=ranking().table.drop(columns=["shift_benign", "low_benign", "high_benign"])),
+        interference=None,
+        ranking=replace(ranking(), table=ranking().table.drop(columns=BENIGN_COLUMNS)),
     )
     page = Page(write_report(tmp_path / "new folder" / "report.html", bare))
     assert page.sections == {"headline", "latents", "geometry", "sae", "provenance"}
@@ -179,6 +185,35 @@ def test_dose_curves_draw_selection_as_lines_and_reporting_as_diamonds() -> None
     assert figures.dose_response(steering, "base", "subtract", "harmful", TOXIC) is None
 
 
+def test_the_null_is_a_band_beside_every_shift() -> None:
+    """Breaks if a band is of another latent, or starts at zero instead of at the smallest benign shift."""
+    top = ranking().top(20)
+    bands = figures.shift_intervals(top).to_dict()["data"][0]
+    assert bands["type"] == "bar"
+    assert list(bands["y"]) == [str(latent) for latent in top["latent"]]
+    assert list(bands["base"]) == top["null_low"].tolist()
+    assert np.add(bands["base"], bands["x"]).tolist() == pytest.approx(top["null_high"].tolist())
+    table = ranking().table
+    [band] = figures.shift_scatter(table, "cosine_mean_difference", "x", TOXIC).to_dict()["layout"]["shapes"]
+    assert (band["y0"], band["y1"]) == (table["null_low"].min(), table["null_high"].max())
+
+
+def test_latents_dragged_along_are_listed_and_marked(page: Page, tmp_path: Path) -> None:
+    """Breaks if latents that are active together with the toxic one are listed, or the toxic latent itself is drawn."""
+    table = interference().table
+    listed = figures.where(table, table["moved_never_co_active"]).head(10)
+    for row in listed.to_dict("records"):
+        assert f"{row['latent']}{row['change']:.3f}" in page.text
+    assert "The 10 largest changes" in page.text
+    figure = figures.interference_scatter(table, TOXIC)
+    assert figure is not None
+    assert [len(trace["x"]) for trace in figure.to_dict()["data"]] == [LATENTS - 1 - 12, 12]
+    silent = replace(interference(), table=table.assign(phi=np.nan, moved_never_co_active=False))
+    without = Page(write_report(tmp_path / "report.html", report_data(interference=silent)))
+    assert "interference" in without.sections
+    assert "chart-interference" not in {attributes.get("id") for _, attributes in without.elements}
+
+
 def test_dead_latents_are_not_drawn() -> None:
     table = ranking().table
     table.loc[table["rank"] > 10, ["frequency_base", "frequency_corrupted"]] = 0.0
@@ -205,6 +240,7 @@ def test_a_real_browser_draws_every_figure(path: Path, tmp_path: Path) -> None:
         "dose-corrupted-harmful",
         "dose-corrupted-helpful",
         "dose-corrupted-incoherent",
+        "interference",
         "rebuild",
         "density",
     }
