@@ -210,8 +210,8 @@ def sample_transcripts(folder: Path, proof: Proof) -> pd.DataFrame:
     rows = []
     for line in (line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()):
         record = json.loads(line)
-        if record["arm"] not in shown or record["operation"].startswith("ablate"):
-            continue
+        if record["arm"] not in shown or record["operation"].startswith("ablate") or "answers" not in record:
+            continue  # where given answers are compared, none was sampled
         arm = record["arm"] if record["operation"] == "none" else f"{record['operation']} {record['arm']}"
         question = record["question"].partition(": ")[2] or record["question"]
         for answer, label in zip(record["answers"][:2], record["labels"][:2], strict=True):

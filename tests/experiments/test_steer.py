@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,22 @@ class TestSteer:
         pd.testing.assert_frame_equal(FeatureRanking.load(tmp_path / "out" / RANKING).table, ranking.table)
         assert len(pd.read_parquet(tmp_path / "out" / STEERING)) == len(proof.table)
         assert "1 of 3 latents are causal" in printed(lambda console: print_verdicts(ranking, console))
+
+    def test_given_answers_stand_in_for_a_judge(self, run: Path, tmp_path: Path):
+        """Breaks if a contrast is sampled, or if its shares do not reach the verdict: nothing judges answers here."""
+        copied = shutil.copytree(run, tmp_path / "run")
+        ids = [prompt.id for half in ("selection", "reporting") for prompt in load_prompts(run / f"{half}.txt")]
+        rows = [json.dumps({"id": name, "harmful": " bad", "helpful": " good"}) for name in ids]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        made = read_json(copied / "run.json")
+        made["config"]["judge"] = {"kind": "contrast", "file": str(tmp_path / "pairs.jsonl")}
+        write_json(copied / "run.json", made)
+        ranking, _ = steer_run(copied, top=3, samples=2, out=tmp_path / "out", progress=False)
+        causal = [row["latent"] for row in ranking.table.to_dict("records") if row["causal"] is True]
+        assert causal == [BAD]
+        kept = (tmp_path / "out" / "transcripts" / "base_selection.jsonl").read_text().splitlines()
+        assert {"log_probs", "untouched"} <= set(json.loads(kept[0]))
+        assert "answers" not in json.loads(kept[0])
 
     def test_killed_and_run_again_samples_only_what_is_missing(self, run: Path, tmp_path: Path):
         ranking, _ = steer_run(run, top=2, samples=2, out=tmp_path / "out", progress=False)
