@@ -380,6 +380,34 @@ def predict(
         console.print(f"  {folder / name}", soft_wrap=True)
 
 
+@app.command()
+def interference(
+    sae: Annotated[str, typer.Option(help="Folder of an SAE, or release:sae_id.")],
+    store: Annotated[Path, typer.Option(help="Store of the activations of the model that is steered.")],
+    latent: Annotated[int, typer.Option(help="Latent that is added.")],
+    strength: Annotated[
+        float, typer.Option(help="In mean residual norms of the store's prompt tokens; negative to subtract.")
+    ],
+    hook: Annotated[str | None, typer.Option(help="Hook point (default: the one that the SAE names).")] = None,
+    positions: Annotated[
+        str, typer.Option(help="Tokens averaged: prompt, prompt_end, last_prompt, answer or all.")
+    ] = "prompt",
+    moved_from: Annotated[float, typer.Option(help="Smallest change that counts, as a share of the largest.")] = 0.01,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table (default: nothing is written).")] = None,
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    top: Annotated[int, typer.Option(help="Latents to print.")] = 10,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show which latents a steered latent drags along though the data never show them together."""
+    from diffing.ranking.rank import RankingConfig
+    from experiments.interference import interference_of_store, print_interference
+
+    at = _checked(RankingConfig, {"positions": positions}).positions
+    found = interference_of_store(sae, store, latent, strength, hook, at, moved_from, out, device, overwrite, not quiet)
+    print_interference(found, top, console)
+
+
 @store.command()
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
     """Show what a store holds and where it comes from."""

@@ -105,15 +105,15 @@ def measure_interference(
     latent: int,
     strength: float,
     positions: Positions,
+    norm: float,
     moved_from: float = MOVED_FROM,
     progress: bool = False,
 ) -> Interference:
-    """Adds a latent to a model's activations; strengths are in the mean residual norm of their prompt tokens.
+    """Adds a latent to a model's activations; strengths are in units of `norm`, a mean residual norm.
 
     Raises:
-        UserError: as `interference` and `residual_norm` do.
+        UserError: as `interference` does.
     """
-    norm = residual_norm(store, hook)
     table = interference(sae, store, hook, latent, strength, norm, positions, moved_from, progress)
     made = {"latent": latent, "strength": strength, "residual_norm": norm, "hook": hook, "positions": positions}
     return Interference(table, {**made, "moved_from": moved_from, "tokens_hash": store.tokens_hash})
@@ -157,7 +157,8 @@ def interference_of_store(
     if out is not None:
         open_folder(out, overwrite)
     point = hook or own_hook(loaded, sae)
-    found = measure_interference(loaded, store, point, latent, strength, positions, moved_from, progress)
+    norm = residual_norm(store, point)
+    found = measure_interference(loaded, store, point, latent, strength, positions, norm, moved_from, progress)
     if out is not None:
         found.save(out, {"activations": folder}, overwrite)
     return found

@@ -38,6 +38,7 @@ from diffing.positions import Positions
 from diffing.ranking.examples import LatentExample, load_examples, save_examples, top_examples
 from diffing.ranking.rank import rank_latents
 from diffing.ranking.residual import unexplained_difference
+from diffing.ranking.statistics import residual_norm
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
 from diffing.steering.experiment import Bench, Half
 from diffing.steering.proof import Proof, ProofConfig, prove
@@ -507,12 +508,13 @@ def find_interference(
     if proof is None or proof.toxic is None:
         return None
     latent, (strength, _) = proof.toxic.latent, proof.headline["latent_induce"]
-    base, folder = stores[BASE, "ranking"], out.folder / "interference"
+    # What never occurs together is seen best in much text; ranking prompts are few.
+    text, folder = stores[BASE, "sae_held_out"], out.folder / "interference"
+    norm = residual_norm(stores[BASE, "ranking"], config.hook)
 
     def build() -> Interference:
-        positions = config.ranking.positions
-        found = measure_interference(sae, base, config.hook, latent, strength, positions, progress=progress)
-        found.save(folder, _parents(activations=base), overwrite=True)
+        found = measure_interference(sae, text, config.hook, latent, strength, "all", norm, progress=progress)
+        found.save(folder, _parents(activations=text), overwrite=True)
         return found
 
     return out.stage("interference", build, folder, lambda: Interference.load(folder))
@@ -526,7 +528,7 @@ def add_verdicts(
     for role, proof in proofs.items():
         if not proof.verdicts.empty:
             judged[role] = rankings[role].joined(proof.verdicts)
-            parents = _parents(base=stores[BASE, "ranking"], corrupted=stores[role, "ranking"])
+            parents = _parents(**{model: store for (model, prompts), store in stores.items() if prompts == "ranking"})
             judged[role].save(ranking_folder(out, role), parents, overwrite=True)
     return judged
 
