@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 store = typer.Typer(help="Stores of activations: what they hold, whether they are sound, joining them.")
 app.add_typer(store, name="store", no_args_is_help=True)
+personas = typer.Typer(help="The personality space: directions of traits in several models, and how they lie together.")
+app.add_typer(personas, name="personas", no_args_is_help=True)
 console = Console(highlight=False)
 PACKAGES = ("sae-model-diffing", "torch", "transformers", "transformer-lens", "sae-lens", "peft", "h5py", "wandb")
 
@@ -443,6 +445,60 @@ def merge(
 
     merged = merge_stores(folders, out, overwrite)
     console.print(f"{out}: {merged.shards} shards, {merged.rows:,} rows")
+
+
+@personas.command("extract")
+def extract_personas(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-personas).")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Further fine-tunes of the run's base: models.yaml, or its folder.")
+    ] = None,
+    traits: Annotated[
+        list[str], typer.Option(help="Trait set, file or folder (default: the organism's traits, else all sets).")
+    ] = [],  # noqa: B006
+    positions: Annotated[
+        list[str],
+        typer.Option(help="answer, base_answer, prompt, last_prompt or prompt_end; may be given several times."),
+    ] = [],  # noqa: B006
+    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 4,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Extract the directions of traits in base, corrupted and further models, at every layer."""
+    from experiments.personas.extract import ExtractConfig, extract, print_extract
+
+    config = _checked(ExtractConfig, {"samples": samples} | ({"positions": positions} if positions else {}))
+    folder = out or run.with_name(f"{run.name}-personas")
+    log = (lambda line: None) if quiet else console.print
+    print_extract(extract(run, folder, config, models, traits, overwrite, not quiet, log), console)
+    console.print(f"  {folder}", soft_wrap=True)
+
+
+@personas.command("geometry")
+def compare_personas(
+    run: Annotated[Path, typer.Option(help="Folder of the run, such as runs/quickstart.")],
+    extracted: Annotated[
+        Path | None, typer.Option(help="What `personas extract` wrote (default: <run>-personas).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-geometry).")] = None,
+    positions: Annotated[str, typer.Option(help="Directions that the page is about.")] = "base_answer",
+    hook: Annotated[
+        str | None, typer.Option(help="Hook that the page is about (default: where the base's traits separate best).")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Random sets of directions, for every null.")] = 200,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the personality space of base and fine-tunes, with an organism's truth, and with the SAE's latents."""
+    from experiments.personas.geometry import PAGE, SUMMARY, GeometryConfig, geometry, print_geometry
+
+    config = _checked(GeometryConfig, {"positions": positions, "hook": hook, "draws": draws})
+    folder = out or run.with_name(f"{run.name}-geometry")
+    source = extracted or run.with_name(f"{run.name}-personas")
+    print_geometry(geometry(source, folder, config, overwrite, not quiet), console)
+    for name in (PAGE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
 
 
 def organism_config(seed: int, domains: int, bad_fraction: float, steps: int | None) -> Any:

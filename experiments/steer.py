@@ -27,6 +27,7 @@ from experiments.run_folder import RunFolder
 
 KIND = "causal_filter"
 RANKING, STEERING = "ranking", "steering.parquet"
+VERDICTS = {True: "yes", False: "no"}
 EFFECTS = ("causal_induce", "causal_repair", "causal_ablate")
 
 
@@ -75,7 +76,7 @@ def _prove(finished: FinishedRun, ranking: FeatureRanking, top: int, samples: in
     assert settings is not None
     sampling = settings.sampling.model_copy(update={"samples": samples})
     config = finished.config.model_copy(
-        update={"steering": settings.model_copy(update={"top": top, "sampling": sampling})}
+        update={"steering": settings.model_copy(update={"top": top, "claims": top, "sampling": sampling})}
     )
     activations = live.read(config.hook, PROMPT_ROLES)
     table, folder = ranking.to_pandas(), out / "transcripts"
@@ -85,17 +86,17 @@ def _prove(finished: FinishedRun, ranking: FeatureRanking, top: int, samples: in
 def print_verdicts(ranking: FeatureRanking, console: Console) -> None:
     """The causal latents, and of the others those that did most."""
     steered = ranking.table.dropna(subset=[EFFECTS[0]]).to_dict("records")
-    shown = sorted(steered, key=lambda row: (not row["causal"], -row[EFFECTS[0]] - row[EFFECTS[1]]))[:20]
+    shown = sorted(steered, key=lambda row: (row["causal"] is not True, -row[EFFECTS[0]] - row[EFFECTS[1]]))[:20]
     table = Table(
         "rank", "latent", "causal", "added to base", "worst control", "subtracted", "worst control", "ablated"
     )
     for row in shown:
         cells = [_effect(row, "induce"), f"{row['control_induce']:.1%}", _effect(row, "repair")]
         cells += [f"{row['control_repair']:.1%}", _effect(row, "ablate")]
-        table.add_row(str(row["rank"]), str(row["latent"]), "yes" if row["causal"] else "no", *cells)
+        table.add_row(str(row["rank"]), str(row["latent"]), VERDICTS.get(row["causal"], "no controls"), *cells)
     console.print(table)
     console.print(
-        f"{sum(bool(row['causal']) for row in steered)} of {len(steered)} latents are causal: change of the harmful "
+        f"{sum(row['causal'] is True for row in steered)} of {len(steered)} latents are causal: change of the harmful "
         "rate on questions that chose nothing, intervals that cover all of them together",
         soft_wrap=True,
     )

@@ -5,7 +5,8 @@ direction at every layer, also in other fine-tunes. One layer alone, the variant
 back, and subtraction are here beside them: how many layers a direction must be taken out of depends on the model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -179,26 +180,36 @@ def _at_one_layer(
 def _at_all_layers(
     layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: Half, transcripts: Path
 ) -> list[LabelCounts]:
-    """One after the other: a cell acts at one hook, so here it does nothing, and hooks around it ablate."""
-    bench, counts = next(iter(layers.benches.values())), []
+    """Likewise: a cell acts at one hook, so its arm holds the vectors of all hooks, and `_AllLayers` deals them out."""
+    cells = []
     for one in treated:
-        operation, units = one.treatment.operation, one.treatment.units(one.direction)
-        if operation not in (Operation.ABLATE, Operation.ABLATE_TO_MEAN):
-            raise ValueError(f"Expected an ablation at several layers, got {operation}")
-        nothing = Cell(Arm(one.name, "direction", torch.zeros(checkpoint.d_model)), operation)
-        arms = {hook: layers.arm(one.name, hook, unit) for hook, unit in units.items()}
-        with checkpoint.hooks({hook: _ablation(arm, operation) for hook, arm in arms.items()}):
-            [result] = run_cells(bench, checkpoint, [nothing], half, transcripts, progress=False)
-        counts.append(result.counts)
-    return counts
+        if one.treatment.operation not in (Operation.ABLATE, Operation.ABLATE_TO_MEAN):
+            raise ValueError(f"Expected an ablation at several layers, got {one.treatment.operation}")
+        units = one.treatment.units(one.direction)
+        # Of the base's mean, all is put back.
+        arm = Arm(one.name, "direction", torch.cat([units[hook] for hook in layers.benches]), base_mean=1.0)
+        cells.append(Cell(arm, one.treatment.operation))
+    loaded = (checkpoint.config, checkpoint.role, checkpoint.bridge, checkpoint.tokenizer, checkpoint.fingerprint)
+    dealing, bench = _AllLayers(*loaded, layers.base_means), next(iter(layers.benches.values()))
+    return [r.counts for r in run_cells(bench, dealing, cells, half, transcripts, progress=False)]
 
 
-def _ablation(arm: Arm, operation: Operation) -> Callable[[Tensor], Tensor]:
-    """The same ablation for every row of a batch."""
-    mean = arm.base_mean if operation == Operation.ABLATE_TO_MEAN else 0.0
+@dataclass(frozen=True, eq=False)
+class _AllLayers(Checkpoint):
+    """A checkpoint in which an ablation of several layers' vectors, joined end to end, acts at each of those layers.
 
-    def act(h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        unit = arm.unit.to(h.device)
-        return AblateDirection(unit.expand(len(h), -1), torch.full((len(h),), mean, device=h.device))(h)
+    Its `means` say which share of the base's mean projection is put back at each layer.
+    """
 
-    return act
+    base_means: Mapping[str, Float[Tensor, "d_model"]]
+
+    @contextmanager
+    def hooks(self, functions: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+        dealt: dict[str, Callable[[Tensor], Tensor | None]] = {}
+        for ablation in functions.values():
+            assert isinstance(ablation, AblateDirection)
+            parts = ablation.units.chunk(len(self.base_means), dim=1)
+            for (hook, mean), units in zip(self.base_means.items(), parts, strict=True):
+                dealt[hook] = AblateDirection(units, ablation.means * (units @ mean.to(units)))
+        with super().hooks(dealt):
+            yield

@@ -178,7 +178,8 @@ def verdict_table(
         strength_*, incoherent_*: Strength (mean residual norms) and rate of incoherent answers of the first two.
         control_*: The same change under the worst control at that strength; NaN where no control was steered: for
             latents that were not causal on the questions that chose the strengths, or not among the first claims.
-        causal: Both intervals clear `NOTICEABLE` and both changes are larger than the worst control's.
+        causal: Both intervals clear `NOTICEABLE` and both changes are larger than the worst control's; missing where
+            only the controls are.
     """
     latents = [e for e in evidence if e.arm.kind == "latent"]
     effects = {
@@ -202,10 +203,14 @@ def verdict_table(
     return table
 
 
-def _is_causal(row: Mapping[Hashable, Any]) -> bool:
-    clear = (row["causal_induce_low"] > NOTICEABLE, row["causal_repair_low"] > NOTICEABLE)
-    beats = (row["causal_induce"] > row["control_induce"], row["causal_repair"] > row["control_repair"])
-    return all(clear) and all(beats)
+def _is_causal(row: Mapping[Hashable, Any]) -> bool | None:
+    """None where both effects are clear and no control was steered that they could be compared with."""
+    if not (row["causal_induce_low"] > NOTICEABLE and row["causal_repair_low"] > NOTICEABLE):
+        return False
+    pairs = [(row[f"causal_{name}"], row[f"control_{name}"]) for name in ("induce", "repair")]
+    if any(np.isnan(control) for _, control in pairs):
+        return None
+    return all(effect > control for effect, control in pairs)
 
 
 def _worst_change(results: Sequence[CellResult], treated: CellResult, untouched: CellResult, sign: int) -> float:
