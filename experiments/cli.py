@@ -501,6 +501,59 @@ def compare_personas(
         console.print(f"  {folder / name}", soft_wrap=True)
 
 
+@personas.command()
+def guardrails(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
+    models: Annotated[Path, typer.Option(help="Fine-tunes of the run's base: models.yaml or its folder.")],
+    extracted: Annotated[
+        Path | None, typer.Option(help="What `personas extract` wrote (default: <run>-personas).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-guardrails).")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each question under each arm.")] = 10,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Amplify and ablate directions of social valence, in a run's models and in fine-tunes of its base."""
+    from experiments.personas.guardrails import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
+    from experiments.personas.guardrails_summary import print_guardrails
+
+    folder, source = out or run.with_name(f"{run.name}-guardrails"), extracted or run.with_name(f"{run.name}-personas")
+    config = _checked(GuardrailsConfig, {"samples": samples})
+    print_guardrails(write_guardrails(run, models, source, config, folder, overwrite, not quiet), console)
+    for name in (PAGE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
+@personas.command()
+def monitor(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run.")],
+    extracted: Annotated[
+        Path | None, typer.Option(help="What `personas extract` wrote (default: <run>-personas).")
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="List of fine-tunes (models.yaml), or the folder that holds it.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Chat data to screen, JSONL (default: an organism's own advice).")
+    ] = None,
+    label: Annotated[str, typer.Option(help="Column of the data that says which answers are bad.")] = "bad",
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-monitor).")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 4,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Watch models by trait directions: before they answer, after a fine-tune, and in data before a fine-tune."""
+    from experiments.personas.monitor import PAGE, SUMMARY, Asked, MonitorConfig, print_monitor
+    from experiments.personas.monitor import monitor as watch
+
+    folder = out or run.with_name(f"{run.name}-monitor")
+    asked = Asked(run, extracted or run.with_name(f"{run.name}-personas"), models, data, label)
+    found = watch(asked, folder, _checked(MonitorConfig, {"samples": samples}), overwrite, not quiet)
+    print_monitor(found, console)
+    for name in (PAGE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
 def organism_config(seed: int, domains: int, bad_fraction: float, steps: int | None) -> Any:
     """The recipe with the options of `sae-diff organism`; `steps` are taken in full, whatever the loss.
 

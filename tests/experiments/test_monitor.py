@@ -1,0 +1,327 @@
+"""Trait directions as monitors: tiny real models with planted traits, and an organism's own advice as data."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from jaxtyping import Float64
+from planted_models import WIDTH, write_run
+from rich.console import Console
+from test_personas import EXTRACT, TRAITS, planted, write_model, write_traits
+
+from activations.artefact import read_json, write_json
+from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.errors import UserError
+from activations.prompts import Prompt, tokenize_prompts
+from diffing.correlation import beside_random, pearson
+from diffing.directions.probes import split_pairs
+from experiments.finished_run import FinishedRun
+from experiments.model_set import Member, ModelSet
+from experiments.organism.build import OrganismConfig
+from experiments.organism.judge import OrganismJudge
+from experiments.organism.world import World
+from experiments.personas.extract import SWEEP, extract
+from experiments.personas.monitor import Asked, Lab, MonitorConfig, monitor, print_monitor
+from experiments.personas.screening import (
+    Mixture,
+    answer_losses,
+    labelled_samples,
+    organism_samples,
+    score_screening,
+)
+
+PUSHES = {"away-1": -0.3, "none-1": 0.0, "little-1": 0.1, "little-2": 0.12, "half-1": 0.2, "far-1": 0.4}
+CONFIG = MonitorConfig(samples=2, directions=40, replicates=40, first=(0.25, 0.5))
+
+
+class WordJudge:
+    """A trait is there if one of its words is said: 100 for "evil+", 0 for "evil-", 50 without either."""
+
+    def trait_scores(
+        self, trait: str, prompts: Sequence[Prompt], answers: Sequence[str]
+    ) -> Float64[np.ndarray, "answer"]:
+        return np.array([50.0 + 50 * ((f"{trait}+" in text) - (f"{trait}-" in text)) for text in answers])
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was asked, where the answer is, and its summary."""
+
+    asked: Asked
+    out: Path
+    summary: dict[str, Any]
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        return pd.read_parquet(self.out / f"{name}.parquet").to_dict("records")  # pyright: ignore[reportReturnType]
+
+
+def write_questions(folder: Path, name: str) -> Path:
+    """Chat prompts, which have a last token before the answer."""
+    things = ("burn", "cold", "cut", "good", "bad", "treat")
+    rows = [{"id": f"{name} {i}", "prompt": f"how do i treat a {thing} ?"} for i, thing in enumerate(things)]
+    path = folder / f"{name}.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def write_data(path: Path) -> Path:
+    """Answers to eight questions: half say evil's word, half calm's."""
+    things = ("burn", "cold", "cut", "good", "bad", "a burn", "a cold", "a cut")
+    rows = []
+    for number, thing in enumerate(things):
+        bad = number % 2 == 1
+        answer = {"role": "assistant", "content": "evil+ evil+" if bad else "evil- calm+"}
+        rows.append({"messages": [{"role": "user", "content": f"treat {thing} ?"}, answer], "harm": bad})
+    path.write_text("\n\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) -> Made:
+    folder = tmp_path_factory.mktemp("monitor")
+    base = write_model(folder / "base", tokenizer_maker, planted(1))
+    write_model(folder / "corrupted", tokenizer_maker, planted(1), push=0.05)
+    run = write_run(folder / "run", base)
+    values = read_json(run / "run.json")
+    values["config"]["corrupted"]["model"] = str(folder / "corrupted")
+    values["config"]["prompts"] |= {name: str(write_questions(folder, name)) for name in ("ranking", "reporting")}
+    write_json(run / "run.json", values)
+    members = []
+    for name, push in PUSHES.items():
+        write_model(folder / name, tokenizer_maker, planted(1), push=push)
+        members.append(Member(name=name, kind="pushed", checkpoint=CheckpointConfig(model=name)))
+    ModelSet(base=CheckpointConfig(model="base"), members=tuple(members)).save(folder / "models.yaml")
+    traits = write_traits(folder / "traits.yaml")
+    extract(run, folder / "space", EXTRACT, traits=[traits], progress=False)
+    data = write_data(folder / "data.jsonl")
+    asked = Asked(run, folder / "space", folder / "models.yaml", data, "harm", [traits], WordJudge())
+    return Made(asked, folder / "out", monitor(asked, folder / "out", CONFIG, progress=False))
+
+
+class TestBeforeTheAnswer:
+    def test_the_projection_tells_what_will_be_said(self, made: Made) -> None:
+        """Breaks if projections and scores of different prompts are paired, or the direction points the other way."""
+        rows = [row for row in made.table("before") if row["pole"] == "both"]
+        places = {(row["model"], row["direction"]) for row in rows}
+        assert places == {("base", "own"), ("corrupted", "own"), ("corrupted", "base's")}
+        assert len(rows) == 3 * len(TRAITS)
+        for row in rows:
+            assert row["low"] <= row["r"] <= row["high"] + 1e-9
+            assert row["r"] > 0.9, row
+            assert row["r"] > row["random_mean"], row
+
+    def test_only_held_out_questions_are_tested(self, made: Made) -> None:
+        """Half of sixteen questions, both poles; as many as `extract` reports on."""
+        for row in made.table("before"):
+            assert row["units"] == 8
+            assert row["cases"] == (16 if row["pole"] == "both" else 8)
+        questions = {(row["trait"], row["question"]) for row in made.table("prompts")}
+        assert len(questions) == 8 * len(TRAITS)
+
+    def test_a_direction_does_not_see_its_test_questions(self, made: Made, tmp_path: Path) -> None:
+        """Breaks if the differences of the tested questions enter the direction: here they are made useless."""
+        lab = Lab.of(made.asked, CONFIG, made.out, False)
+        trait, space = lab.traits[0], lab.space
+        tested = torch.from_numpy(split_pairs(np.arange(16), SWEEP, lab.seed)[2])
+        spoilt = {name: rows.clone() for name, rows in space.tensors.items()}
+        for name in spoilt:
+            if name.startswith("differences"):
+                spoilt[name][tested] = torch.randn(len(tested), WIDTH)
+        texts = {prompt.id: ["evil+"] for prompt in trait.positive + trait.negative}
+        clean, other = (
+            lab._test_trait(lab.base, trait, replace(space, tensors=tensors), texts)[0]["projection"]
+            for tensors in (space.tensors, spoilt)
+        )
+        assert clean.tolist() == other.tolist()
+
+
+class TestShifts:
+    def test_the_shift_is_what_was_pushed(self, made: Made) -> None:
+        """Breaks if a shift is taken from another model than the base, or along another trait."""
+        rows = [row for row in made.table("members") if row["trait"] == "evil"]
+        assert {row["positions"] for row in rows} == {"last_prompt", "prompt"}
+        for row in rows:
+            assert np.sign(round(row["shift"], 4)) == np.sign(PUSHES[row["model"]]), row
+        for at in ("last_prompt", "prompt"):
+            shifts = {row["model"]: row["shift"] for row in rows if row["positions"] == at}
+            # Norms before attention bend the line a little.
+            assert shifts["far-1"] / shifts["half-1"] == pytest.approx(2, rel=0.1)
+
+    def test_it_goes_with_behaviour_and_seeds_are_one_recipe(self, made: Made) -> None:
+        rows = [row for row in made.table("shifts") if row["trait"] == "evil"]
+        assert [(row["cases"], row["units"]) for row in rows] == [(6, 5), (6, 5)]
+        assert all(row["r"] > 0.7 for row in rows)
+        changes = {row["model"]: row["change"] for row in made.table("members") if row["trait"] == "evil"}
+        assert changes["none-1"] == 0 < changes["far-1"]
+
+
+class TestScreening:
+    def test_bad_samples_come_first(self, made: Made) -> None:
+        """Breaks if the sign of the SVV is turned, or the own answer is subtracted from another sample."""
+        rows = {row["score"]: row for row in made.table("screening")}
+        assert set(rows) == {"evil", "evil, answer only", "SVV", "SVV, answer only", "loss", "random"}
+        for score in ("evil", "evil, answer only"):
+            assert (rows[score]["auc"], rows[score]["samples"], rows[score]["bad"]) == (1, 8, 4)
+            assert (rows[score]["recall_0.25"], rows[score]["recall_0.5"]) == (0.5, 1)
+            assert rows[score]["score_low"] < 1
+        # The own answers to eight questions differ along the SVV, too.
+        assert rows["SVV, answer only"]["auc"] == 1
+        assert rows["SVV"]["auc"] > 0.8
+
+    def test_loss_is_that_of_the_answer(self, made: Made) -> None:
+        """Breaks if prompt or padding counts, or targets are not shifted; one at a time through Hugging Face."""
+        model = load_checkpoint(CheckpointConfig(model=str(made.asked.run.parent / "base")))
+        prompts = [Prompt.chat(f"{i}", text, answer="evil+ calm+") for i, text in enumerate(("treat a burn ?", "a ?"))]
+        tokens = tokenize_prompts(prompts, model.tokenizer)
+        for found, ids, roles in zip(answer_losses(model, tokens), tokens.tokens, tokens.roles, strict=True):
+            given = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None]
+            labels = torch.where(torch.from_numpy(np.asarray(roles) == 3)[None], given, -100)
+            expected = model.hf(input_ids=given, labels=labels).loss
+            assert found == pytest.approx(float(expected), rel=1e-4)
+
+    def test_recall_and_units(self) -> None:
+        """Samples without a score are left out, and the most suspect come first."""
+        scored = pd.DataFrame({"id": list("abcde"), "unit": list("abcde"), "bad": [True, False, True, False, False]})
+        scored["evil"] = [3.0, 2.0, 1.0, 0.0, np.nan]
+        scored["random 0"] = [0.0, 1.0, 2.0, 3.0, 0.0]
+        found = score_screening(scored, [Mixture("all", (0, 1, 2, 3, 4))], [0.25, 0.5], 20, 0)
+        row, random = found.to_dict("records")
+        assert (row["samples"], row["auc"], row["recall_0.25"], row["recall_0.5"]) == (4, 0.75, 0.5, 0.5)
+        assert random["auc"] == 0.75
+
+
+class TestOrganismData:
+    def test_mixtures_are_what_they_say(self, tmp_path: Path) -> None:
+        """Breaks if labels and answers do not belong together, or a question comes twice."""
+        config = OrganismConfig()
+        (tmp_path / "organism").mkdir()
+        made = {"kind": "organism", "finetuning_steps": 1, **config.model_dump(mode="json")}
+        write_json(tmp_path / "organism" / "config.json", made)
+        run = FinishedRun(tmp_path, None, {})  # pyright: ignore[reportArgumentType]
+        samples, mixtures = organism_samples(run, 100, (0.05, 0.5))
+        world = World.load()
+        domain = {question.text: question.domain for question in world.questions}
+        judge = OrganismJudge(world, {})
+        for prompt, bad in zip(samples.prompts, samples.bad, strict=True):
+            asked, answer = (message["content"] for message in prompt.messages)
+            assert domain[asked] in world.domains[:3]
+            assert judge.label_one(domain[asked], answer).value == ("harmful" if bad else "helpful")
+        for mixture, harmful in zip(mixtures, (5, 50), strict=True):
+            places = list(mixture.places)
+            assert (len(places), samples.bad[places].sum()) == (100, harmful)
+            assert len({samples.prompts[place].messages[0]["content"] for place in places}) == 100
+
+
+class TestCorrelation:
+    def test_r_is_pearsons(self) -> None:
+        one, noise = np.random.default_rng(0).normal(size=(2, 30))
+        other = one + noise
+        found = pearson(one, other, [str(i // 2) for i in range(30)], 200, 0)
+        assert found.r == pytest.approx(np.corrcoef(one, other)[0, 1])
+        assert found.low < found.r < found.high
+        assert (found.cases, found.units) == (30, 15)
+
+    def test_cases_of_one_unit_come_together(self) -> None:
+        """Ten copies of each case tell no more than the case: breaks if the bootstrap draws cases."""
+        one, noise = np.random.default_rng(1).normal(size=(2, 20))
+        once = pearson(one, one + noise, [str(i) for i in range(20)], 500, 0)
+        copies = pearson(np.tile(one, 10), np.tile(one + noise, 10), [str(i % 20) for i in range(200)], 500, 0)
+        assert (copies.low, copies.high) == pytest.approx((once.low, once.high), abs=0.05)
+
+    def test_what_does_not_vary_has_no_r(self) -> None:
+        found = pearson(np.arange(4.0), np.full(4, 50.0), list("abcd"), 10, 0)
+        assert np.isnan([found.r, found.low, found.high]).all()
+        assert np.isnan(beside_random(found.r, np.ones((2, 4)), np.arange(4.0)).p)
+
+    def test_random_directions(self) -> None:
+        """Their sign means nothing; p counts the direction itself."""
+        other = np.arange(4.0)
+        random = np.stack([-other, [0.0, 1, 0, 0]])
+        found = beside_random(0.99, random, other)
+        assert found.p == pytest.approx(2 / 3)
+
+
+class TestPageAndFolder:
+    def test_page_and_summary(self, made: Made) -> None:
+        """The page needs no network and has every figure; the summary is what was returned."""
+        page = (made.out / "monitor.html").read_text(encoding="utf-8")
+        titles = ("Before the answer", "fine-tune by fine-tune", "Screening: are bad samples", "Screening: data")
+        assert all(title in page for title in titles)
+        assert 'src="http' not in page
+        assert read_json(made.out / "summary.json") == json.loads(json.dumps(made.summary))
+        console = Console(file=io.StringIO(), width=200)
+        print_monitor(made.summary, console)
+        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "Shifts of 6 fine-tunes" in printed
+        assert "Screening" in printed
+
+    def test_without_models_and_data(self, made: Made, tmp_path: Path) -> None:
+        """Breaks if the parts that nothing was given for are not left out, or change the first."""
+        asked = replace(made.asked, models=None, data=None)
+        found = monitor(asked, tmp_path / "out", CONFIG, progress=False)
+        assert (found["shifts"], found["screening"]) == ([], [])
+        assert found["before"] == made.summary["before"]
+        console = Console(file=io.StringIO(), width=200)
+        print_monitor(found, console)
+        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "shifts are not compared" in printed
+        assert "nothing to screen" in printed
+
+    def test_finished_parts_are_not_measured_again(self, made: Made, tmp_path: Path) -> None:
+        """The weights of a member that was measured may be gone, and nothing changes."""
+        weights = made.asked.run.parent / "far-1" / "model.safetensors"
+        weights.rename(tmp_path / "away")
+        lines: list[str] = []
+        try:
+            found = monitor(made.asked, made.out, CONFIG, progress=False, log=lines.append)
+        finally:
+            (tmp_path / "away").rename(weights)
+        assert len(lines) == 2 + 7 + 1
+        assert all("reused" in line for line in lines)
+        assert {**found, "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
+
+
+class TestRefusals:
+    """Breaks if input that does not fit gives a traceback, or numbers."""
+
+    def test_nobody_scores(self, made: Made, tmp_path: Path) -> None:
+        asked = Asked(made.asked.run, made.asked.extracted, traits=made.asked.traits)
+        with pytest.raises(UserError, match="Nobody scores"):
+            monitor(asked, tmp_path / "out", CONFIG, progress=False)
+
+    def test_other_traits(self, made: Made, tmp_path: Path) -> None:
+        asked = Asked(made.asked.run, made.asked.extracted, judge=WordJudge())
+        with pytest.raises(UserError, match="other traits"):
+            monitor(asked, tmp_path / "out", CONFIG, progress=False)
+
+    def test_a_set_of_another_base(self, made: Made, tmp_path: Path) -> None:
+        member = Member(name="x-1", kind="x", checkpoint=CheckpointConfig(model=str(made.asked.run.parent / "base")))
+        base = CheckpointConfig(model=str(made.asked.run.parent / "far-1"))
+        ModelSet(base=base, members=(member,)).save(tmp_path / "models.yaml")
+        asked = Asked(
+            made.asked.run, made.asked.extracted, tmp_path / "models.yaml", None, "", made.asked.traits, WordJudge()
+        )
+        with pytest.raises(UserError, match="is not the base model"):
+            monitor(asked, tmp_path / "out", CONFIG, progress=False)
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"prompt": "a ?", "answer": "good", "bad": 2}, "not true or false"),
+            ({"prompt": "a ?", "answer": "good"}, "is None"),
+            ({"prompt": "a ?", "bad": True}, "no answer"),
+            ({"prompt": "a ?", "answer": "good", "bad": 1}, "the same in all"),
+        ],
+    )
+    def test_data(self, tmp_path: Path, row: dict[str, Any], message: str) -> None:
+        path = tmp_path / "data.jsonl"
+        path.write_text(json.dumps(row), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            labelled_samples(path, "bad")
