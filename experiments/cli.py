@@ -410,6 +410,25 @@ def interference(
     print_interference(found, top, console)
 
 
+@app.command()
+def prevent(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run of an organism, such as runs/quickstart.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-prevention).")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 10,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune an organism's base on harmful advice while its persona shift is prevented, with controls."""
+    from experiments.prevention import PAGE, SUMMARY, TABLE, PreventionConfig, print_prevention
+    from experiments.prevention import prevent as prevent_run
+
+    folder = out or run.with_name(f"{run.name}-prevention")
+    table = prevent_run(run, _checked(PreventionConfig, {"samples": samples}), folder, overwrite, not quiet)
+    print_prevention(table, console)
+    for name in (PAGE, TABLE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
 @store.command()
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
     """Show what a store holds and where it comes from."""
