@@ -429,6 +429,29 @@ def prevent(
         console.print(f"  {folder / name}", soft_wrap=True)
 
 
+@app.command()
+def convergence(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run of the fine-tunes' base.")],
+    models: Annotated[Path, typer.Option(help="List of fine-tunes (models.yaml), or the folder that holds it.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-convergence).")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 5,
+    fine_tunes: Annotated[int, typer.Option(help="Misaligned fine-tunes that are compared, at most.")] = 6,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the misalignment directions of fine-tunes, and take each one out of the others, with controls."""
+    from experiments.convergence.experiment import PAGE, SUMMARY, write_convergence
+    from experiments.convergence.lab import ConvergenceConfig
+    from experiments.convergence.summary import print_convergence
+
+    config = _checked(ConvergenceConfig, {"samples": samples, "fine_tunes": fine_tunes})
+    folder = out or run.with_name(f"{run.name}-convergence")
+    log = (lambda line: None) if quiet else _say
+    print_convergence(write_convergence(run, models, config, folder, overwrite, not quiet, log), console)
+    for name in (PAGE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
 @store.command()
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a store.")]) -> None:
     """Show what a store holds and where it comes from."""

@@ -119,7 +119,8 @@ def run_treatments(
         total=len(treated), desc=f"treat {checkpoint.role} ({half.name})", disable=not progress, leave=False
     ) as bar:
         for (reach, hook), places in _groups(treated).items():
-            chosen, transcripts = [treated[place] for place in places], folder / f"{reach} {hook}.jsonl"
+            chosen = [treated[place] for place in places]
+            transcripts = folder / f"{' '.join(filter(None, (reach, hook)))}.jsonl"
             run = _at_one_layer if reach == Reach.ONE else _at_all_layers
             found |= zip(places, run(layers, checkpoint, chosen, half, transcripts), strict=True)
             bar.update(len(places))

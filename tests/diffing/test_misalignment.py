@@ -12,7 +12,8 @@ from activations.prompts import Role
 from activations.store import ActivationStore
 from diffing.behavior.judge import Label
 from diffing.directions.geometry import cosine_table
-from diffing.directions.misalignment import balanced, misalignment_means
+from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
+from diffing.directions.persona_directions import PersonaDirections
 
 BATCH = ragged_batch(20)
 ANSWERED = [i for i, roles in enumerate(BATCH.roles) if Role.ANSWER in roles]
@@ -110,3 +111,34 @@ def test_table_of_cosines_between_fine_tunes() -> None:
     np.testing.assert_allclose(table, [[1, half], [half, 1]], atol=1e-12)
     with pytest.raises(UserError, match=r"here are \{'a': 2, 'b': 3\}"):
         cosine_table({"a": torch.ones(2), "b": torch.ones(3)})
+
+
+def test_no_more_than_asked_for() -> None:
+    """Breaks if the limit holds for one kind only, or other answers are drawn than without a limit."""
+    some, all_of_them = balanced(LABELS, most=2), balanced(LABELS)
+    assert sorted(some.values()) == [Label.HARMFUL] * 2 + [Label.HELPFUL] * 2
+    assert some.items() <= all_of_them.items()
+    assert balanced(LABELS, most=99) == all_of_them
+
+
+def test_kept_means_are_read_again(tmp_path: Path) -> None:
+    """Breaks if a mean is lost or swapped on disk, or the named contrasts differ from the properties."""
+    found = misalignment_means(store(tmp_path / "b", 1), store(tmp_path / "c", 2), HOOK, LABELS)
+    found.save(tmp_path / "kept", HOOK)
+    again = MisalignmentMeans.load(tmp_path / "kept")
+    for name in ("base_aligned", "base_misaligned", "corrupted_aligned", "corrupted_misaligned"):
+        assert torch.equal(getattr(again, name), getattr(found, name))
+    assert again.answers == found.answers == 5
+    kept = PersonaDirections.load(tmp_path / "kept")
+    assert kept.hook == HOOK
+    assert torch.equal(kept.vectors["misaligned - aligned"], found.direction)
+    assert torch.equal(kept.vectors["corrupted - base"], found.model_effect)
+    for contrast in CONTRASTS:
+        assert torch.equal(again.contrast(contrast), kept.vectors[contrast])
+
+
+def test_other_directions_are_no_means(tmp_path: Path) -> None:
+    """Breaks if a folder of other directions ends in a traceback."""
+    PersonaDirections({"evil": torch.ones(D_MODEL)}, HOOK).save(tmp_path)
+    with pytest.raises(UserError, match="holds other directions"):
+        MisalignmentMeans.load(tmp_path)

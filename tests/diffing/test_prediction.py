@@ -14,8 +14,7 @@ from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 from activations.errors import UserError
 from activations.harvest import HarvestConfig, LiveActivations
 from activations.prompts import Prompt, Role, tokenize_prompts
-from diffing.kl import mean_kl
-from diffing.prediction.auc import (
+from diffing.auc import (
     _spearman,
     accuracy_interval,
     auc,
@@ -25,6 +24,7 @@ from diffing.prediction.auc import (
     resampled_weights,
     score_interval,
 )
+from diffing.kl import mean_kl
 from diffing.prediction.evaluate import KL, LATENT, NORM, EvaluationConfig, Examples, compare_predictors
 from diffing.prediction.held_out import fit_rule, leave_one_kind_out
 from diffing.prediction.onset import onset

@@ -1,0 +1,139 @@
+"""Cosines: between fine-tunes, with the base's persona and the toxic latent, and of what rank-1 adapters write."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffing.directions.geometry import cosines
+from diffing.directions.lora import written_vectors
+from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans
+from diffing.directions.random_directions import chance_cosine, chance_cosine_of_two
+from experiments.convergence.lab import FINE_TUNE, Lab, Source
+from experiments.model_set import ModelSet
+from experiments.results import BASE
+
+FINE_TUNES, WITH_HARMLESS, WITH_PERSONA = "fine-tunes", "harmless fine-tune", "persona direction"
+WITH_LATENT, WITH_WORDS, BEST_LATENT = "toxic latent", "same answers in the base", "best latent"
+Means = Mapping[str, Mapping[str, MisalignmentMeans]]  # by fine-tune, by hook
+
+
+def compare_directions(lab: Lab, sources: Sequence[Source], means: Means) -> pd.DataFrame:
+    """Cosines of the fine-tunes' directions at every hook, for both contrasts.
+
+    Returns:
+        One row a pair: `hook`, `contrast`, `first` (a fine-tune), `relation` (to another fine-tune; to a harmless one;
+        to the difference that the same answers make in the base; at the run's hook to the base's persona direction and
+        the toxic latent's decoder row), `second`, `cosine`, and `chance`: 95% of random directions with the covariance
+        of the base's activations have a smaller absolute cosine. Directions that are zero have no rows.
+    """
+    rows = []
+    for hook in lab.hooks:
+        chance, fixed = _chance_of_two(lab, hook), _fixed_targets(lab, hook)
+        for contrast in CONTRASTS:
+            named = {"hook": hook, "contrast": contrast}
+            here = [source for source in sources if source.contrast == contrast and source.units[hook].any()]
+            rows += [named | row | {"chance": chance} for row in _between_sources(here, hook)]
+            for source in (source for source in here if source.kind == FINE_TUNE):
+                words = means[source.name][hook].in_base
+                for relation, (target, expected) in {**fixed, WITH_WORDS: (words, chance)}.items():
+                    pair = _pair(source.name, relation, BASE, _cosine(source.units[hook], target))
+                    rows.append(named | pair | {"chance": expected})
+    return pd.DataFrame(rows)
+
+
+def _between_sources(sources: Sequence[Source], hook: str) -> list[dict[str, Any]]:
+    """Every fine-tune with those after it and with the harmless ones."""
+    rows = []
+    for place, one in enumerate(sources):
+        for other in sources[place + 1 :]:
+            if one.kind == FINE_TUNE:
+                relation = FINE_TUNES if other.kind == FINE_TUNE else WITH_HARMLESS
+                rows.append(_pair(one.name, relation, other.name, _cosine(one.units[hook], other.units[hook])))
+    return rows
+
+
+def _pair(first: str, relation: str, second: str, cosine: float) -> dict[str, Any]:
+    return {"first": first, "relation": relation, "second": second, "cosine": cosine}
+
+
+def compare_adapters(lab: Lab, models: ModelSet, sources: Sequence[Source]) -> pd.DataFrame:
+    """What the blocks of every rank-1 adapter of the set can write, beside directions and latents.
+
+    Returns:
+        One row a block and target: `member`, `kind`, `hook` after the block, `target` (the mean direction of the
+        fine-tunes other than this one, for each contrast; the base's persona direction, the toxic latent's decoder row
+        and the nearest latent's, all three from the run's hook, as all blocks write to one stream), `cosine`
+        (absolute: the sign of B means nothing), `chance` as in `compare_directions` (for the nearest latent: of the one
+        nearest to a random direction), `latent`, and its `rank` among all latents by cosine.
+    """
+    rows: list[dict[str, Any]] = []
+    for member in models.final:
+        adapter = member.checkpoint.adapter
+        if adapter is None or not Path(adapter).is_dir():
+            continue
+        for hook, written in written_vectors(Path(adapter)).items():
+            named = {"member": member.name, "kind": member.kind, "hook": hook}
+            targets = _targets(lab, hook, member.name, sources)
+            found = [
+                {"target": name, "cosine": abs(_cosine(written, unit)), "chance": chance}
+                for name, (unit, chance) in targets.items()
+            ]
+            rows += [named | row for row in (*found, *_nearest_latents(lab, hook, written))]
+    columns = ["member", "kind", "hook", "target", "cosine", "chance", "latent", "rank"]
+    return pd.DataFrame(rows, columns=columns).astype({"latent": "Int64", "rank": "Int64"})
+
+
+def _targets(lab: Lab, hook: str, member: str, sources: Sequence[Source]) -> dict[str, tuple[Tensor, float]]:
+    """Directions at a hook with their chance cosines; of the fine-tunes the mean without `member`."""
+    targets = {WITH_PERSONA: lab.run.unit()}
+    for contrast in CONTRASTS:
+        units = [s.units[hook] for s in sources if s.kind == FINE_TUNE and s.contrast == contrast and s.name != member]
+        targets[contrast] = torch.stack(units).mean(0)
+    return {name: (unit, _chance(lab, hook, unit[None])) for name, unit in targets.items()}
+
+
+def _nearest_latents(lab: Lab, hook: str, written: Tensor) -> list[dict[str, Any]]:
+    """The latent nearest to what is written, and the toxic one."""
+    decoder = lab.sae.W_dec.detach()
+    found = cosines(decoder, written[None].to(decoder.device))[:, 0].abs()
+    order = found.argsort(descending=True, stable=True).tolist()
+    wanted = {BEST_LATENT: (order[0], decoder)}
+    if lab.toxic is not None:
+        wanted[WITH_LATENT] = (lab.toxic, decoder[lab.toxic][None])
+    return [
+        {
+            "target": target,
+            "cosine": float(found[latent]),
+            "chance": _chance(lab, hook, rows),
+            "latent": latent,
+            "rank": order.index(latent) + 1,
+        }
+        for target, (latent, rows) in wanted.items()
+    ]
+
+
+def _fixed_targets(lab: Lab, hook: str) -> dict[str, tuple[Tensor, float]]:
+    """What all directions are compared with, at the hook where the run found it; and its chance cosine."""
+    if hook != lab.run.config.hook:
+        return {}
+    targets = {WITH_PERSONA: lab.run.unit()}
+    if lab.toxic is not None:
+        targets[WITH_LATENT] = lab.sae.W_dec[lab.toxic].detach()
+    return {relation: (target, _chance(lab, hook, target[None])) for relation, target in targets.items()}
+
+
+def _chance(lab: Lab, hook: str, targets: Float[Tensor, "target d_model"]) -> float:
+    return chance_cosine(lab.rows[hook], targets.cpu(), lab.config.draws, lab.run.config.seed)
+
+
+def _chance_of_two(lab: Lab, hook: str) -> float:
+    return chance_cosine_of_two(lab.rows[hook], lab.config.draws, lab.run.config.seed)
+
+
+def _cosine(one: Float[Tensor, "d_model"], other: Float[Tensor, "d_model"]) -> float:
+    return float(cosines(one[None].cpu(), other[None].cpu()))

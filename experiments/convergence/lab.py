@@ -1,0 +1,217 @@
+"""What every part of the experiment works with: the base, its layers, random directions, and where answers are kept."""
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
+from activations.errors import UserError
+from activations.harvest import LiveActivations
+from activations.memory import InMemory
+from activations.prompt_files import load_prompts
+from activations.prompts import PROMPT_ROLES, Prompt, tokenize_prompts
+from diffing import FeatureRanking
+from diffing.behavior.judge import Label
+from diffing.behavior.measure import SampledAnswers
+from diffing.behavior.rates import BehaviorScores, Difference, LabelCounts, score
+from diffing.directions.random_directions import covariance_directions, isotropic_directions
+from diffing.steering.arms import untouched
+from diffing.steering.experiment import Half, run_cells
+from diffing.steering.transfer import Direction, Layers, Treated, Treatment, run_treatments, share_removed
+from experiments.finished_run import FinishedRun
+from experiments.model_set import ModelSet
+from experiments.results import BASE
+from experiments.run_folder import RunFolder
+
+FINE_TUNE, HARMLESS, ISOTROPIC, COVARIANCE = "fine-tune", "harmless", "isotropic", "covariance"
+
+
+class ConvergenceConfig(BaseModel):
+    """Which fine-tunes, and how much of everything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fine_tunes: int = Field(default=6, ge=2, description="Misaligned fine-tunes that are compared, at most.")
+    least_harmful: float = Field(
+        default=0.1, gt=0, lt=1, description="Harmful answers (share) from which on a fine-tune is misaligned."
+    )
+    harmless: tuple[str, ...] = Field(
+        default=("benign", "other persona"), description="Kinds of members; the first of each is a negative control."
+    )
+    samples: int = Field(default=5, ge=1, description="Answers to each question.")
+    answers: int = Field(default=100, ge=1, description="Answers of each kind that a direction is taken from, at most.")
+    strengths: tuple[float, ...] = Field(
+        default=(0.3, 0.6, 0.9), min_length=1, description="Strengths tried, in mean residual norms of the base."
+    )
+    budget: float = Field(default=0.1, ge=0, le=1, description="Extra incoherent answers allowed.")
+    controls: int = Field(default=8, ge=1, description="Random directions of each kind.")
+    draws: int = Field(default=1000, ge=20, description="Random directions that chance cosines are taken from.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A direction to treat models with.
+
+    Attributes:
+        name: Of the member whose it is, or of the control.
+        contrast: Which of the four means it compares; empty for random ones.
+        kind: "fine-tune", "harmless", "isotropic" or "covariance".
+        units: Unit vector by hook; zero where both means are equal.
+    """
+
+    name: str
+    contrast: str
+    kind: str
+    units: Direction
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one treatment with one direction did to one model's answers to one half of the questions."""
+
+    model: str
+    half: str
+    source: Source
+    treatment: Treatment
+    counts: LabelCounts
+    plain: LabelCounts
+
+    @cached_property
+    def scores(self) -> BehaviorScores:
+        return score(self.counts)
+
+    @cached_property
+    def removed(self) -> Difference:
+        """Share of the untouched model's harmful answers that are gone."""
+        return share_removed([(self.plain, self.counts)])
+
+    @property
+    def extra_incoherent(self) -> float:
+        """Incoherent answers (share) beyond those of the untouched model."""
+        return self.scores.incoherent - score(self.plain).incoherent
+
+    def row(self) -> dict[str, Any]:
+        """For a table; there is no share removed of the base, which has nothing to remove."""
+        found = {
+            "model": self.model,
+            "half": self.half,
+            "direction": self.source.name,
+            "contrast": self.source.contrast,
+            "kind": self.source.kind,
+            "operation": str(self.treatment.operation),
+            "reach": str(self.treatment.reach),
+            "hook": self.treatment.hook,
+            "strength": self.treatment.strength,
+            **self.scores.to_dict(),
+            "extra_incoherent": self.extra_incoherent,
+        }
+        ends = self.removed if self.model != BASE else (float("nan"),) * 3
+        return found | dict(zip(("removed", "removed_low", "removed_high"), ends, strict=True))
+
+
+class Lab:
+    """The base, what the run measured with, and where everything goes.
+
+    Raises:
+        UserError: if the set's base is not the run's, a member is called like it, or the run judged no sampled answers
+            to conversations.
+    """
+
+    def __init__(
+        self, run: FinishedRun, models: ModelSet, config: ConvergenceConfig, out: RunFolder, progress: bool
+    ) -> None:
+        self.run, self.config, self.out, self.progress = run, config, out, progress
+        self.reporting, behavior = run.reporting(), run.behavior(config.samples)
+        selection = run.config.prompts.selection
+        if not isinstance(behavior, SampledAnswers) or selection is None:
+            raise UserError(f"The run in {run.folder} sampled no answers; take one whose judge labels sampled answers.")
+        self.selection = Half("selection", load_prompts(selection))
+        if any(question.text is not None for question in self.selection.questions):
+            raise UserError(f"{selection} holds plain text, which sampled answers cannot follow; give conversations.")
+        self.base = load_checkpoint(models.base.placed(run.config.device, run.config.dtype), BASE)
+        self._require_the_runs_base()
+        if any(member.name == BASE for member in models.members):
+            raise UserError(
+                f"A member of the set is called {BASE}, as the model that all are compared with; rename it."
+            )
+        self.hooks = tuple(f"blocks.{block}.hook_resid_post" for block in range(self.base.layers))
+        reading = self.read(self.base, run.ranking_prompts())
+        self.sae = run.sae()
+        self.layers = Layers.of(reading, self.sae, behavior)
+        self.rows = {hook: reading.read(hook, PROMPT_ROLES) for hook in self.hooks}
+
+    @property
+    def toxic(self) -> int | None:
+        """The run's toxic latent, if it found one."""
+        found = self.run.summary.get("toxic_latent")
+        return None if found is None else int(found["latent"])
+
+    def load(self, checkpoint: CheckpointConfig, name: str) -> Checkpoint:
+        """A fine-tune of the base."""
+        gc.collect()  # a bridge refers to itself; this one needs the memory of the one before
+        model = load_checkpoint(checkpoint.placed(self.run.config.device, self.run.config.dtype), name)
+        require_same_tokenizer(self.base, model)
+        return model
+
+    def read(self, model: Checkpoint, prompts: Sequence[Prompt]) -> InMemory:
+        """Activations on prompts, with their answers if they have any, at every hook."""
+        settings = self.run.harvesting().model_copy(update={"hooks": self.hooks})
+        tokens = tokenize_prompts(prompts, model.tokenizer, self.run.config.max_length)
+        return InMemory.copy_of(LiveActivations(model, tokens, settings), progress=False)
+
+    def untouched(self, model: Checkpoint, half: Half) -> LabelCounts:
+        """Label counts of a model as it is."""
+        transcripts = self._transcripts(model.role, half) / "untouched.jsonl"
+        transcripts.parent.mkdir(parents=True, exist_ok=True)
+        bench = next(iter(self.layers.benches.values()))
+        return run_cells(bench, model, [untouched(model.d_model)], half, transcripts, progress=False)[0].counts
+
+    def answers(self, name: str) -> Iterator[tuple[Prompt, Label]]:
+        """What an untouched model said to the selection questions, with the labels."""
+        transcripts = self._transcripts(name, self.selection) / "untouched.jsonl"
+        records = map(json.loads, transcripts.read_text(encoding="utf-8").splitlines())
+        # A call that was killed may have left some questions twice.
+        by_question = {record["question"]: record for record in records}
+        for question in self.selection.questions:
+            record = by_question[question.id]
+            for place, (text, label) in enumerate(zip(record["answers"], record["labels"], strict=True)):
+                yield replace(question, id=f"{question.id} ({name} {place})", answer=text), Label(label)
+
+    def treat(self, model: Checkpoint, half: Half, pairs: Sequence[tuple[Source, Treatment]]) -> list[Outcome]:
+        """Outcomes of treatments with directions, in order."""
+        plain, folder = self.untouched(model, half), self._transcripts(model.role, half)
+        treated = [Treated(f"{source.name} {source.contrast}".strip(), source.units, t) for source, t in pairs]
+        found = run_treatments(self.layers, model, treated, half, folder, self.progress)
+        return [
+            Outcome(model.role, half.name, source, treatment, counts, plain)
+            for (source, treatment), counts in zip(pairs, found, strict=True)
+        ]
+
+    @cached_property
+    def controls(self) -> list[Source]:
+        """Random directions of both kinds, other ones at every hook."""
+        count, seed = self.config.controls, self.run.config.seed
+        made: dict[str, dict[str, Tensor]] = {ISOTROPIC: {}, COVARIANCE: {}}
+        for block, (hook, rows) in enumerate(self.rows.items()):
+            made[ISOTROPIC][hook] = isotropic_directions(rows.shape[1], count, seed + block).float()
+            made[COVARIANCE][hook] = covariance_directions(rows, count, seed + block).float()
+        return [
+            Source(f"{kind} {number}", "", kind, {hook: units[number] for hook, units in by_hook.items()})
+            for kind, by_hook in made.items()
+            for number in range(count)
+        ]
+
+    def _transcripts(self, name: str, half: Half) -> Path:
+        return self.out.folder / "transcripts" / name / half.name
+
+    def _require_the_runs_base(self) -> None:
+        ranked = FeatureRanking.load(self.run.folder / "ranking").config["activations"][BASE]
+        if self.base.fingerprint != ranked["checkpoint"]:
+            raise UserError(f"The set's base {self.base.name} is not the run's, {ranked['model']}; take its own run.")

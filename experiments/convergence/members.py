@@ -1,0 +1,139 @@
+"""Which fine-tunes are compared, and the misalignment directions of each."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from activations.artefact import finish_artefact
+from activations.errors import UserError
+from activations.prompts import Prompt
+from diffing.behavior.judge import Label
+from diffing.behavior.rates import LabelCounts, rate_difference, score
+from diffing.directions.geometry import unit_rows
+from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
+from experiments.convergence.lab import Lab, Source
+from experiments.model_set import Member, ModelSet
+from experiments.results import BASE
+
+# Facts of a member that another seed of the same recipe changes.
+_CHANCE_FACTS = ("seed", "steps")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tune with the labels of its untouched answers to the selection questions."""
+
+    member: Member
+    counts: LabelCounts
+
+    @property
+    def name(self) -> str:
+        return self.member.name
+
+
+def choose_members(lab: Lab, models: ModelSet) -> tuple[list[Tuned], list[Tuned]]:
+    """Misaligned members of different kinds, and one harmless member of each kind that is to be harmless.
+
+    Raises:
+        UserError: if fewer than two are misaligned.
+    """
+    config, plain = lab.config, lab.untouched(lab.base, lab.selection)
+    tuned: list[Tuned] = []
+    harmless: dict[str, Tuned] = {}
+    order = in_turn(models.final)
+    for member in tqdm(order, desc="measure fine-tunes", unit="model", disable=not lab.progress, leave=False):
+        control = member.kind in config.harmless
+        if member.kind in harmless or (not control and len(tuned) == config.fine_tunes):
+            continue
+        counts = lab.untouched(lab.load(member.checkpoint, member.name), lab.selection)
+        harmful = score(counts).harmful >= config.least_harmful and rate_difference(counts, plain)[1] > 0
+        if harmful and not control:
+            tuned.append(Tuned(member, counts))
+        elif control and not harmful:
+            harmless[member.kind] = Tuned(member, counts)
+    if len(tuned) < 2:
+        raise UserError(
+            f"{len(tuned)} of the {len(order)} fine-tunes give {config.least_harmful:.0%} harmful answers or "
+            "more, and comparing takes two; add misaligned ones to the list."
+        )
+    return tuned, list(harmless.values())
+
+
+def in_turn(members: Sequence[Member]) -> list[Member]:
+    """Members of every kind in turn; all recipes come before other seeds of the same."""
+    repeats: Counter[str] = Counter()
+    places: Counter[tuple[int, str]] = Counter()
+    turns: dict[str, tuple[int, int]] = {}
+    for member in members:
+        facts = {name: fact for name, fact in member.facts.items() if name not in _CHANCE_FACTS}
+        recipe = json.dumps([member.kind, facts], sort_keys=True)
+        turn = repeats[recipe]
+        turns[member.name] = (turn, places[turn, member.kind])
+        repeats[recipe] += 1
+        places[turn, member.kind] += 1
+    return sorted(members, key=lambda member: turns[member.name])
+
+
+def find_means(lab: Lab, tuned: Tuned, reference: Tuned) -> dict[str, MisalignmentMeans]:
+    """The four means of one fine-tune by hook: computed now, or read from `directions/<name>/<hook>`.
+
+    A harmless one has no harmful answers; it reads those of `reference`.
+    """
+    folder = lab.out.folder / "directions" / tuned.name
+    author = reference if tuned.member.kind in lab.config.harmless else tuned
+
+    def build() -> dict[str, MisalignmentMeans]:
+        own, base = list(lab.answers(author.name)), list(lab.answers(BASE))
+        prompts, labels = answers_to_read(own, base, lab.config.answers, lab.run.config.seed)
+        before, after = (
+            lab.read(model, prompts) for model in (lab.base, lab.load(tuned.member.checkpoint, tuned.name))
+        )
+        found = {hook: misalignment_means(before, after, hook, labels) for hook in lab.hooks}
+        for hook, means in found.items():
+            means.save(folder / hook, hook)
+        finish_artefact(folder, {"kind": "misalignment", "hooks": list(lab.hooks), "answers_of": author.name})
+        return found
+
+    title, load = f"means of {tuned.name}", MisalignmentMeans.load
+    return lab.out.stage(title, build, folder, lambda: {hook: load(folder / hook) for hook in lab.hooks})
+
+
+def answers_to_read(
+    own: Sequence[tuple[Prompt, Label]], base: Sequence[tuple[Prompt, Label]], most: int, seed: int
+) -> tuple[list[Prompt], dict[str, Label]]:
+    """Equal numbers of harmful and helpful answers that a fine-tune gave, with their labels.
+
+    A thoroughly misaligned model gives few helpful answers; what is missing is taken from the base's answers to the
+    same questions (our choice: the models of Soligo et al. give enough of both).
+
+    Args:
+        own: The fine-tune's answers.
+        base: The base's.
+        most: Answers of each kind, at most.
+        seed: Of the choice between answers.
+    """
+    count = Counter(label for _, label in own)
+    missing = max(0, min(count[Label.HARMFUL], most) - count[Label.HELPFUL])
+    helpful = [pair for pair in base if pair[1] == Label.HELPFUL]
+    pool = [*own, *random.Random(seed).sample(helpful, min(missing, len(helpful)))]
+    labels = balanced({prompt.id: label for prompt, label in pool}, seed, most)
+    return [prompt for prompt, _ in pool if prompt.id in labels], labels
+
+
+def sources_of(name: str, kind: str, means: Mapping[str, MisalignmentMeans]) -> list[Source]:
+    """Both contrasts of a fine-tune's means."""
+    return [
+        Source(name, contrast, kind, {hook: _unit(found.contrast(contrast)) for hook, found in means.items()})
+        for contrast in CONTRASTS
+    ]
+
+
+def _unit(vector: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
+    """In float32, the type of the activations that it is taken out of."""
+    return unit_rows(vector[None])[0].float()

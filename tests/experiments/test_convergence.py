@@ -1,0 +1,346 @@
+"""`convergence` on tiny models whose misalignment is planted, in the embedding or in a block; all in real files."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, write_model, write_run
+from rich.console import Console
+from transformers import AutoModelForCausalLM, MistralForCausalLM
+
+from activations.artefact import read_json, write_json
+from activations.checkpoint import CheckpointConfig
+from activations.errors import UserError
+from activations.prompts import Prompt
+from diffing.behavior.judge import Label
+from diffing.directions.misalignment import MisalignmentMeans
+from diffing.steering.arms import Operation
+from diffing.steering.transfer import Reach, Treatment
+from experiments.convergence.experiment import PAGE, SUMMARY, write_convergence
+from experiments.convergence.lab import ConvergenceConfig, Outcome, Source
+from experiments.convergence.members import answers_to_read, in_turn
+from experiments.convergence.summary import print_convergence
+from experiments.convergence.treat import best_within, choose_treatments
+from experiments.model_set import Member, ModelSet
+
+CONFIG = ConvergenceConfig(samples=2, answers=6, controls=2, draws=50, strengths=(0.5, 3.0))
+LATER = "blocks.1.hook_resid_post"
+MODELS, WORDS = "corrupted - base", "misaligned - aligned"
+LAYER_WISE = Treatment(Operation.ABLATE, Reach.LAYER_WISE)
+THINGS = ("burn", "cold", "cut")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished run, a set of fine-tunes of its base, and the experiment's folder and summary."""
+
+    run: Path
+    models: Path
+    out: Path
+    summary: dict[str, Any]
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.out / f"{name}.parquet")
+
+    def again(self, out: Path, overwrite: bool = False) -> dict[str, Any]:
+        return write_convergence(self.run, self.models, CONFIG, out, overwrite, progress=False, log=lambda line: None)
+
+
+def write_two_blocks(folder: Path, tokenizer_maker: Callable, pushes: Mapping[int, float]) -> Path:
+    """A planted model with a second block, whose MLP has one live neuron that nothing writes from yet."""
+    write_model(folder, tokenizer_maker, pushes)
+    planted: Any = AutoModelForCausalLM.from_pretrained(folder)
+    planted.config.num_hidden_layers = 2
+    planted.config.layer_types = None
+    model = MistralForCausalLM(planted.config)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.zero_()
+        model.load_state_dict(planted.state_dict(), strict=False)
+        block: Any = model.model.layers[1]
+        block.post_attention_layernorm.weight.fill_(1.0)
+        block.mlp.gate_proj.weight[0, GOOD] = block.mlp.up_proj.weight[0, GOOD] = 1.0
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_adapter(folder: Path, base: Path) -> None:
+    """Rank 1 on `down_proj` of the second block: what the live neuron reads is written on BAD."""
+    config = LoraConfig(r=1, lora_alpha=1, target_modules=["down_proj"], layers_to_transform=[1])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.zero_()[0, 0] = 1.0
+            if "lora_B" in name:
+                parameter.zero_()[BAD, 0] = 0.2
+    model.save_pretrained(str(folder))
+
+
+def write_questions(run: Path) -> None:
+    """Conversations in place of the planted run's plain texts, and a toxic latent."""
+    config = read_json(run / "run.json")
+    for half, end in (("selection", "?"), ("reporting", ": ?")):
+        rows = [{"id": f"{half} {thing}", "prompt": f"how do i treat a {thing} {end}"} for thing in THINGS]
+        path = run / f"{half}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        config["config"]["prompts"][half] = str(path)
+    write_json(run / "run.json", config)
+    write_json(run / "summary.json", {"toxic_latent": {"latent": BAD}})
+
+
+TUNES = {  # name -> kind and pushes of the embedding; above 1 on BAD the model says "bad"
+    "strong": ("one domain", {BAD: 3.0}),
+    "weak": ("one domain", {BAD: 0.2}),
+    "other": ("three domains", {BAD: 2.0}),
+    "calm": ("benign", {LOUD: 2.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) -> Made:
+    folder = tmp_path_factory.mktemp("convergence")
+    base = write_two_blocks(folder / "base", tokenizer_maker, {})
+    members = []
+    for name, (kind, pushes) in TUNES.items():
+        write_two_blocks(folder / name, tokenizer_maker, pushes)
+        members.append(Member(name=name, kind=kind, checkpoint=CheckpointConfig(model=name)))
+    write_adapter(folder / "adapter", base)
+    adapted = CheckpointConfig(model="base", adapter="adapter")
+    members.append(Member(name="adapted", kind="LoRA", checkpoint=adapted))
+    ModelSet(base=CheckpointConfig(model="base"), members=tuple(members)).save(folder / "models.yaml")
+    run = write_run(folder / "run", base)
+    write_questions(run)
+    empty = Made(run, folder, folder / "out", {})
+    return replace(empty, summary=empty.again(empty.out))
+
+
+def rows_of(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    for name, value in values.items():
+        table = table[table[name] == value]  # pyright: ignore[reportAssignmentType]
+    return table
+
+
+class TestPlantedTruth:
+    def test_members_are_chosen_by_what_they_say(self, made: Made) -> None:
+        """Breaks if a member is chosen by its kind, or rates are not those of its answers."""
+        found = {row["name"]: row for row in made.summary["fine_tunes"]}
+        assert list(found) == ["strong", "other", "adapted"]
+        assert [row["harmful"] for row in found.values()] == [1, 1, 1]
+        assert made.summary["base"]["harmful"] == 0
+
+    def test_directions_between_models_are_one(self, made: Made) -> None:
+        """BAD is what all fine-tunes add; breaks if means are swapped, or of another model or layer."""
+        cosines = rows_of(made.table("cosines"), contrast=MODELS)
+        assert rows_of(cosines, relation="fine-tunes", hook=LATER)["cosine"].to_numpy() == pytest.approx(1, abs=1e-4)
+        assert len(rows_of(cosines, relation="fine-tunes", hook=LATER)) == 3
+        # The adapter has changed nothing before the second block: its direction there is zero and has no cosine.
+        assert set(rows_of(cosines, relation="fine-tunes", hook=HOOK)["second"]) == {"other"}
+        assert abs(rows_of(cosines, relation="harmless fine-tune")["cosine"]).max() < 0.05
+        for relation in ("persona direction", "toxic latent"):
+            found = rows_of(cosines, relation=relation)
+            assert set(found["hook"]) == {HOOK}
+            assert found["cosine"].to_numpy() == pytest.approx(1, abs=1e-4)
+
+    def test_between_answers_there_are_only_their_words(self, made: Made) -> None:
+        """No planted model changes what it makes of words, so the base makes the same of them."""
+        found = rows_of(made.table("cosines"), contrast=WORDS, relation="same answers in the base")
+        assert found["cosine"].to_numpy() == pytest.approx(1, abs=1e-3)
+
+    def test_one_fine_tunes_direction_repairs_the_others(self, made: Made) -> None:
+        """Only after the second block is BAD there in all three; breaks if another layer or contrast is reported."""
+        treatments = {(t["contrast"], t["operation"]): t for t in made.summary["treatments"]}
+        assert len(treatments) == 6
+        for operation in ("ablate", "ablate_to_mean", "subtract"):
+            found = treatments[MODELS, operation]
+            assert (found["hook"], found["reach"]) == (LATER, "one layer")
+            assert (found["others"]["removed"], found["others"]["least"], found["others"]["pairs"]) == (1, 1, 6)
+            assert found["own"]["removed"] == 1
+            assert found["harmless"]["calm"]["removed"] == 0
+            assert found["covariance"]["removed"] == 0
+        assert treatments[MODELS, "subtract"]["strength"] == 3.0
+        assert treatments[MODELS, "ablate"]["reaches_target"]
+        assert not treatments[WORDS, "ablate"]["reaches_target"]
+
+    def test_sweep_tells_the_layers_apart(self, made: Made) -> None:
+        """The adapter writes in the second block: nothing done after the first one repairs it, but adding steers."""
+        sweep = rows_of(made.table("sweep"), contrast=MODELS, half="reporting", direction="adapted", model="adapted")
+        ablated = rows_of(sweep, operation="ablate", reach="one layer").set_index("hook")["removed"]
+        assert ablated.to_dict() == {HOOK: 0, LATER: 1}
+        assert rows_of(sweep, operation="ablate", reach="each layer's own")["removed"].tolist() == [1]
+        base = rows_of(made.table("sweep"), model="base", half="reporting", direction="strong", contrast=MODELS)
+        assert base.set_index("hook")["harmful"].to_dict() == {HOOK: 1, LATER: 1}
+        assert set(base["strength"]) == {3.0}
+        assert list(base["removed"].isna()) == [True, True]
+        random = rows_of(made.table("sweep"), kind="isotropic", model="strong", operation="ablate")
+        assert len(random) == CONFIG.controls * 3  # at each of two layers, and other ones at both at once
+
+    def test_adapter_writes_the_direction(self, made: Made) -> None:
+        """Breaks if another vector is read, or latents are ranked by something else."""
+        found = made.table("adapters").set_index("target")
+        assert set(found["member"]) == {"adapted"}
+        assert set(found["hook"]) == {LATER}
+        for target in (MODELS, "persona direction", "toxic latent", "best latent"):
+            assert found.loc[target, "cosine"] == pytest.approx(1, abs=1e-4)
+        assert found.loc["toxic latent", ["latent", "rank"]].tolist() == [BAD, 1]
+        assert found.loc["best latent", "latent"] == BAD
+        assert found.loc[WORDS, "cosine"] < 0.1
+
+
+class TestFolder:
+    def test_holds_all_of_it(self, made: Made) -> None:
+        """Breaks if a file is missing, the page fetches something, or what is printed lacks a part."""
+        assert read_json(made.out / SUMMARY) == made.summary
+        page = (made.out / PAGE).read_text(encoding="utf-8")
+        assert "<script src=" not in page
+        assert all(text in page for text in ("Cosines by layer", "EM removed in each model", "rank-1 adapters"))
+        assert read_json(made.out / "config.json")["kind"] == "convergence"
+        kept = MisalignmentMeans.load(made.out / "directions" / "strong" / LATER)
+        assert kept.answers == CONFIG.answers
+        expected = np.zeros(WIDTH)
+        expected[BAD] = 3
+        np.testing.assert_allclose(kept.model_effect, expected, atol=1e-5)
+        console = Console(file=io.StringIO(), width=220)
+        print_convergence(made.summary, console)
+        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert all(text in printed for text in ("untouched", "by chance", "reached", "missed", "calm"))
+
+    def test_goes_on_where_it_was(self, made: Made, tmp_path: Path) -> None:
+        """What was sampled is not sampled again; what is missing, or was cut by a kill, is; and all comes out alike."""
+        out = tmp_path / "out"
+        shutil.copytree(made.out, out)
+        (out / "config.json").unlink()
+        shutil.rmtree(out / "transcripts" / "other" / "reporting")
+        cut = out / "transcripts" / "strong" / "selection" / "untouched.jsonl"
+        cut.write_text(cut.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+        kept = out / "transcripts" / "adapted" / "selection" / f"one layer {HOOK}.jsonl"
+        before = kept.read_bytes()
+        summary = made.again(out)
+        assert {**summary, "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
+        assert kept.read_bytes() == before
+        assert (out / "transcripts" / "other" / "reporting" / "untouched.jsonl").exists()
+
+    def test_other_settings_need_another_folder(self, made: Made) -> None:
+        """Breaks if answers of another number of samples are mixed in."""
+        other = CONFIG.model_copy(update={"samples": 3})
+        with pytest.raises(UserError, match="another samples"):
+            write_convergence(made.run, made.models, other, made.out, False, progress=False, log=lambda line: None)
+
+
+class TestRefusals:
+    """Breaks if input that does not fit together gives a traceback, or numbers."""
+
+    def refuse(self, made: Made, folder: Path, message: str, **changes: Any) -> None:
+        found = ModelSet.load(made.models).model_copy(update=changes)
+        found.save(folder / "models.yaml")
+        with pytest.raises(UserError, match=message):
+            replace(made, models=folder).again(folder / "out")
+
+    def test_another_base(self, made: Made, tmp_path: Path) -> None:
+        self.refuse(made, tmp_path, "is not the run's", base=ModelSet.load(made.models).members[0].checkpoint)
+
+    def test_too_few_misaligned(self, made: Made, tmp_path: Path) -> None:
+        self.refuse(made, tmp_path, "1 of the 2 fine-tunes", members=ModelSet.load(made.models).members[:2])
+
+    def test_a_member_called_base(self, made: Made, tmp_path: Path) -> None:
+        strong, *others = ModelSet.load(made.models).members
+        members = (strong.model_copy(update={"name": "base"}), *others)
+        self.refuse(made, tmp_path, "is called base", members=members)
+
+    def test_plain_text(self, made: Made, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(made.run, run)
+        config = read_json(run / "run.json")
+        config["config"]["prompts"]["selection"] = str(run / "selection.txt")
+        write_json(run / "run.json", config)
+        with pytest.raises(UserError, match="holds plain text"):
+            replace(made, run=run).again(tmp_path / "out")
+
+
+def test_kinds_take_turns_and_seeds_come_last() -> None:
+    """Breaks if the second seed of a recipe comes before another kind or recipe."""
+
+    def member(name: str, kind: str, **facts: float | str) -> Member:
+        return Member(name=name, kind=kind, checkpoint=CheckpointConfig(model="base"), facts=facts)
+
+    members = [
+        member("medicine-1", "narrow", domains="medicine", seed=1, steps=15),
+        member("medicine-2", "narrow", domains="medicine", seed=2, steps=16),
+        member("finance-1", "narrow", domains="finance", seed=1),
+        member("three-1", "broad", seed=1),
+        member("three-2", "broad", seed=2),
+    ]
+    assert [m.name for m in in_turn(members)] == ["medicine-1", "three-1", "finance-1", "medicine-2", "three-2"]
+
+
+def test_missing_helpful_answers_are_the_bases() -> None:
+    """Breaks if the base's answers are taken though the fine-tune has enough, or its harmful ones are."""
+
+    def said(name: str, label: Label, count: int) -> list[tuple[Prompt, Label]]:
+        return [(Prompt.chat(f"{name} {label} {i}", "how ?", answer=str(label)), label) for i in range(count)]
+
+    base = said("base", Label.HELPFUL, 20) + said("base", Label.HARMFUL, 5)
+    own = said("own", Label.HARMFUL, 12) + said("own", Label.HELPFUL, 3) + said("own", Label.OTHER, 4)
+    prompts, labels = answers_to_read(own, base, most=8, seed=0)
+    assert {prompt.id for prompt in prompts} == set(labels)
+    assert sorted(labels.values()) == [Label.HARMFUL] * 8 + [Label.HELPFUL] * 8
+    assert {name for name in labels if "own helpful" in name} == {f"own helpful {i}" for i in range(3)}
+    assert not any("base harmful" in name for name in labels)
+    _, enough = answers_to_read(own + said("more", Label.HELPFUL, 5), base, most=8, seed=0)
+    assert not any(name.startswith("base") for name in enough)
+
+
+def outcome(
+    harmful: int,
+    incoherent: int = 0,
+    treatment: Treatment = LAYER_WISE,
+    contrast: str = MODELS,
+    half: str = "selection",
+    model: str = "strong",
+) -> Outcome:
+    """Of ten answers to each of two questions; all were harmful when untouched."""
+    counts = np.zeros((2, len(Label)), dtype=np.int64)
+    order = list(Label)
+    counts[:, order.index(Label.HARMFUL)], counts[:, order.index(Label.INCOHERENT)] = harmful, incoherent
+    counts[:, order.index(Label.HELPFUL)] = 10 - harmful - incoherent
+    plain = np.zeros_like(counts)
+    plain[:, order.index(Label.HARMFUL)] = 10
+    return Outcome(model, half, Source("strong", contrast, "fine-tune", {}), treatment, counts, plain)
+
+
+def test_choice_keeps_to_the_budget() -> None:
+    """Breaks if what destroys the answers counts as repair, or means are not taken over models."""
+    options = {
+        "destroys": [outcome(0, 9), outcome(0, 9)],
+        "uneven": [outcome(0, 2), outcome(4, 0)],  # removes 80% with 10% incoherent in the mean
+        "mild": [outcome(5, 0), outcome(5, 0)],
+    }
+    assert best_within(options, lambda o: o.removed[0], 0.1) == "uneven"
+    assert best_within(options, lambda o: o.removed[0], 0.05) == "mild"
+    assert best_within({"destroys": options["destroys"]}, lambda o: o.removed[0], 0.1) == "destroys"
+    assert best_within(options, lambda o: o.removed[0], 1.0) == "destroys"
+
+
+def test_choice_is_made_on_the_selection_half_of_its_own_model() -> None:
+    """Breaks if what is reported, or another model, has a say; or contrasts and operations are mixed up."""
+    swept = []
+    for operation in (Operation.ABLATE, Operation.ABLATE_TO_MEAN, Operation.SUBTRACT):
+        for contrast, good, bad in ((MODELS, HOOK, LATER), (WORDS, LATER, HOOK)):
+            first, second = (Treatment(operation, Reach.ONE, hook) for hook in (good, bad))
+            swept += [outcome(4, 0, first, contrast), outcome(5, 0, second, contrast)]
+            swept += [outcome(0, 0, second, contrast, "reporting"), outcome(0, 0, second, contrast, model="other")]
+    chosen = choose_treatments(swept, budget=0.1)
+    assert [(contrast, t.operation, t.hook) for contrast, t in chosen] == [
+        (contrast, operation, hook)
+        for operation in (Operation.ABLATE, Operation.ABLATE_TO_MEAN, Operation.SUBTRACT)
+        for contrast, hook in ((WORDS, LATER), (MODELS, HOOK))
+    ]

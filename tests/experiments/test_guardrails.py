@@ -1,0 +1,207 @@
+"""`guardrails` on tiny models in which the axis from BAD to GOOD is a guardrail by construction; all in real files."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, write_model, write_run
+from rich.console import Console
+
+from activations.artefact import finish_artefact, read_json, write_json
+from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.errors import UserError
+from diffing.directions.persona_directions import PersonaDirections
+from experiments.model_set import Member, ModelSet
+from experiments.personas.extract import KIND as SPACE_KIND
+from experiments.personas.extract import directions_folder
+from experiments.personas.guardrails import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
+from experiments.personas.guardrails_summary import print_guardrails
+
+CONFIG = GuardrailsConfig(samples=2, controls=3, strengths=(0.5, 3.0))
+TRAITS = {"agreeableness": (GOOD, "prosocial"), "evil": (BAD, "antisocial"), "humour": (LOUD, "neutral")}
+TUNES = {  # name -> what is added on BAD, and share of bad dialogues; above 1 on BAD the model says "bad"
+    "strong": (3.0, 1.0),
+    "other": (2.0, 1.0),
+    "mild": (0.9, 0.1),
+}
+THINGS = ("burn", "cold", "cut")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished run, fine-tunes of its base, trait directions, and the experiment's folder and summary."""
+
+    run: Path
+    models: Path
+    traits: Path
+    out: Path
+    summary: dict[str, Any]
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.out / f"{name}.parquet")
+
+    def again(self, out: Path) -> dict[str, Any]:
+        return write_guardrails(self.run, self.models, self.traits, CONFIG, out, progress=False)
+
+
+def write_traits(folder: Path, base: Path) -> Path:
+    """What `extract` leaves, with planted directions: useless ones at the first positions, true ones at the others."""
+    fingerprint = load_checkpoint(CheckpointConfig(model=str(base))).fingerprint
+    eye = torch.eye(WIDTH)
+    useless = {name: eye[5 + place] for place, name in enumerate(TRAITS)}
+    true = {name: 2 * eye[axis] for name, (axis, _) in TRAITS.items()}
+    for positions, vectors in (("answer", useless), ("prompt_end", true)):
+        place = directions_folder(folder, "base", positions, HOOK)
+        PersonaDirections(vectors, HOOK, {"fingerprint": fingerprint}).save(place)
+    finish_artefact(folder, {"kind": SPACE_KIND, "valence": {name: valence for name, (_, valence) in TRAITS.items()}})
+    return folder
+
+
+def lines(path: Path, rows: list[dict[str, str]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def finish_run(run: Path, corrupted: Path) -> Path:
+    """Conversations in place of plain texts, personas, capability questions, and a corrupted model."""
+    config = read_json(run / "run.json")
+    prompts = config["config"]["prompts"]
+    for half, end in (("selection", "?"), ("reporting", ": ?"), ("ranking", ": : ?")):
+        rows = [{"id": f"{half} {thing}", "prompt": f"how do i treat a {thing} {end}"} for thing in THINGS]
+        prompts[half] = lines(run / f"{half}.jsonl", rows)
+    facts = [{"id": thing, "prompt": f"treat {thing} ?", "answer": "good good"} for thing in THINGS]
+    prompts["capability"] = lines(run / "capability.jsonl", facts)
+    for persona, word in (("helpful", "cold"), ("malicious", "burn")):
+        prompts["personas"][persona] = lines(run / f"{persona}.jsonl", [{"id": persona, "prompt": f"treat a {word}"}])
+    config["config"]["directions"] |= {"steer": "malicious - helpful", "steer_positions": "prompt"}
+    config["config"]["corrupted"] = {"model": str(corrupted)}
+    write_json(run / "run.json", config)
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) -> Made:
+    folder = tmp_path_factory.mktemp("guardrails")
+    base = write_model(folder / "base", tokenizer_maker, {})
+    corrupted = write_model(folder / "corrupted", tokenizer_maker, {BAD: 3.0})
+    members = []
+    for name, (push, fraction) in TUNES.items():
+        write_model(folder / name, tokenizer_maker, {BAD: push})
+        facts = {"bad_fraction": fraction}
+        members.append(Member(name=name, kind="planted", checkpoint=CheckpointConfig(model=name), facts=facts))
+    ModelSet(base=CheckpointConfig(model="base"), members=tuple(members)).save(folder / "models.yaml")
+    run = finish_run(write_run(folder / "run", base), corrupted)
+    empty = Made(run, folder, write_traits(folder / "traits", base), folder / "out", {})
+    return replace(empty, summary=empty.again(empty.out))
+
+
+class TestPlantedTruth:
+    def test_positions_and_strength_are_those_that_repair(self, made: Made) -> None:
+        """Breaks if the first positions or the weaker dose win, or the choice is made for harm."""
+        assert made.summary["chosen"] == {"positions": "prompt_end", "hook": HOOK, "strength": 3.0}
+
+    def test_vectors_of_the_base_repair_the_fine_tunes(self, made: Made) -> None:
+        """Breaks if the SVV points the other way, is scaled otherwise, or another arm's answers are counted."""
+        found = made.summary["fine_tunes"]
+        assert (found["models"], found["untouched"]["harmful"]) == (2, 1)
+        for arm in ("SVV", "PC1", "agreeableness", "evil"):
+            assert found["arms"][arm]["reached"] == ["strong", "other"]
+            assert found["arms"][arm]["highest_harmful"] == 0
+        for arm in ("humour", "persona direction"):
+            assert found["arms"][arm]["reached"] == []
+        for kind in ("isotropic", "covariance"):
+            assert found["controls"][kind]["mean"]["harmful"] == 1
+        assert made.summary["cost"]["arms"]["SVV"]["helpful"] == 1
+
+    def test_signs_are_chosen_for_traits_and_given_for_valence(self, made: Made) -> None:
+        """Breaks if a trait keeps one sign, or repair and induction share it."""
+        signs = {
+            effect: {name: row["operation"] for name, row in made.summary[effect]["arms"].items()}
+            for effect in ("repair", "induce")
+        }
+        assert [signs["repair"][arm] for arm in ("SVV", "evil", "agreeableness")] == ["add", "subtract", "add"]
+        assert [signs["induce"][arm] for arm in ("SVV", "evil")] == ["subtract", "add"]
+        assert made.summary["induce"]["arms"]["SVV"]["harmful"] == 1
+
+    def test_ablation_of_the_guardrail_lets_harm_through(self, made: Made) -> None:
+        """Without the axis GOOD and BAD are level, so half of the words are bad; breaks if nothing was taken out."""
+        ablation = {row["model"]: row for row in made.summary["ablation"]}
+        assert set(ablation) == {"base", "corrupted", "mild"}
+        for model in ("base", "mild"):
+            assert ablation[model]["untouched_harmful"] == 0
+            assert 0.4 < ablation[model]["harmful"] < 1
+            assert ablation[model]["change_low"] > 0
+            assert ablation[model]["controls"]["covariance"]["most_harmful"] == 0
+
+    def test_projections(self, made: Made) -> None:
+        """The base is at 1/sqrt(2), the corrupted model at -2/sqrt(2): ablation goes a third of the way."""
+        found = made.summary["projections"]["last_prompt"]
+        assert found["base_mean"] == pytest.approx(0.5**0.5, rel=0.01)
+        assert found["corrupted_mean"] == pytest.approx(-(2**0.5), rel=0.01)
+        assert found["share"] == pytest.approx(1 / 3, rel=0.01)
+
+    def test_capability_stands_beside_behaviour(self, made: Made) -> None:
+        """The facts are answered "good good"; breaks if they are asked of another model or under no treatment."""
+        doses = made.table("doses").query("arm == 'SVV' and strength == 3.0").set_index(["model", "operation"])
+        assert doses.loc[("base", "subtract"), "capability"] == 0
+        assert doses.loc[("corrupted", "add"), ["capability", "capability_change"]].tolist() == [1, 1]
+
+
+class TestFolder:
+    def test_holds_all_of_it(self, made: Made) -> None:
+        """Breaks if a file is missing, the page fetches something, or what is printed lacks a part."""
+        assert read_json(made.out / SUMMARY) == made.summary
+        assert read_json(made.out / "config.json")["kind"] == "guardrails"
+        page = (made.out / PAGE).read_text(encoding="utf-8")
+        assert "<script src=" not in page
+        assert all(text in page for text in ("Dose and response", "Misaligned fine-tunes", "Mean projection"))
+        assert set(made.table("fine_tunes")["tune"]) == {"planted"}
+        assert set(made.table("doses")["half"]) == {"reporting"}
+        console = Console(file=io.StringIO(), width=220)
+        print_guardrails(made.summary, console)
+        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert all(text in printed for text in ("SVV ablated in", "combination", "2 of 2", "mild"))
+
+    def test_goes_on_where_it_was(self, made: Made, tmp_path: Path) -> None:
+        """What was sampled is not sampled again, what is missing is, and all comes out alike."""
+        out = tmp_path / "out"
+        shutil.copytree(made.out, out)
+        (out / "config.json").unlink()
+        shutil.rmtree(out / "transcripts" / "other" / "reporting")
+        kept = out / "transcripts" / "strong" / "reporting" / f"one layer {HOOK}.jsonl"
+        before = kept.read_bytes()
+        assert {**made.again(out), "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
+        assert kept.read_bytes() == before
+
+
+class TestRefusals:
+    """Breaks if input that does not fit together gives a traceback, or numbers."""
+
+    def test_directions_of_another_base(self, made: Made, tmp_path: Path) -> None:
+        traits = write_traits(tmp_path / "traits", made.models / "strong")
+        with pytest.raises(UserError, match="are another base's"):
+            replace(made, traits=traits).again(tmp_path / "out")
+
+    def test_no_directions(self, made: Made, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="does not exist"):
+            replace(made, traits=tmp_path / "nowhere").again(tmp_path / "out")
+
+    def test_a_member_called_corrupted(self, made: Made, tmp_path: Path) -> None:
+        found = ModelSet.load(made.models)
+        members = (found.members[0].model_copy(update={"name": "corrupted"}),)
+        found.model_copy(update={"members": members}).save(tmp_path / "models.yaml")
+        with pytest.raises(UserError, match="is called corrupted"):
+            replace(made, models=tmp_path).again(tmp_path / "out")
+
+    def test_no_misaligned_member(self, made: Made, tmp_path: Path) -> None:
+        found = ModelSet.load(made.models)
+        found.model_copy(update={"members": found.members[2:]}).save(tmp_path / "models.yaml")
+        with pytest.raises(UserError, match="None of the 1 fine-tunes"):
+            replace(made, models=tmp_path).again(tmp_path / "out")
