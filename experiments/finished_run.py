@@ -16,9 +16,11 @@ from activations.prompt_files import load_prompts
 from activations.prompts import Prompt, TokenBatch, tokenize_prompts
 from diffing.behavior.measure import Behavior
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.experiment import Half
 from experiments.config import RunConfig
 from experiments.pipeline import harvest_settings, make_behavior
+from experiments.results import BASE
 from sae.storage import load_sae
 
 
@@ -43,6 +45,8 @@ class FinishedRun:
         Raises:
             UserError: if the folder holds no finished run, or the run has no directions.
         """
+        if not (folder / "summary.json").is_file():
+            raise UserError(f"{folder} holds no finished run; give the folder of one, such as runs/quickstart.")
         summary = read_json(folder / "summary.json")
         try:
             config = RunConfig.model_validate(read_json(folder / "run.json")["config"])
@@ -87,6 +91,19 @@ class FinishedRun:
         if self.config.prompts.reporting is None or self.config.steering is None:
             raise UserError(f"The run in {self.folder} measured no behaviour; give its config a judge and steering.")
         return Half("reporting", load_prompts(self.config.prompts.reporting))
+
+    def require_base(self, base: Checkpoint) -> None:
+        """Checks that a set of fine-tunes has the run's base: SAE, directions and prompts were made for it.
+
+        Raises:
+            UserError: if it is another model.
+        """
+        ranked = FeatureRanking.load(self.folder / "ranking").config["activations"][BASE]
+        if base.fingerprint != ranked["checkpoint"]:
+            raise UserError(
+                f"The set's base {base.name} is not the run's, {ranked['model']}; take a run of the base "
+                "that was fine-tuned, and name it in the same way."
+            )
 
     def selection(self) -> Half:
         """The questions that strengths and latents were chosen on.

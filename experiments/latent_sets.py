@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from plotly.colors import DEFAULT_PLOTLY_COLORS
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
@@ -208,7 +208,7 @@ def figure(table: pd.DataFrame) -> go.Figure:
                 y=[plain, *rows[rate]],
                 name="random sets" if random else arm,
                 legendgroup="random" if random else arm,
-                line={"color": "lightgrey" if random else DEFAULT_PLOTLY_COLORS[place % len(DEFAULT_PLOTLY_COLORS)]},
+                line={"color": "lightgrey" if random else qualitative.Dark24[place % len(qualitative.Dark24)]},
                 showlegend=(row, column) == (1, 1) and arm in _first_of_each(table),
             )
             if rate == "harmful" and not random:
@@ -217,7 +217,9 @@ def figure(table: pd.DataFrame) -> go.Figure:
             made.add_trace(line, row=row, col=column)
     made.update_xaxes(title_text="strength (mean residual norms of the base)", row=2)
     made.update_yaxes(tickformat=".0%")
-    made.update_layout(title="Sets of latents: dose and response", height=800, template="plotly_white")
+    made.update_layout(
+        title="Sets of latents: dose and response", height=800, margin={"t": 90}, template="plotly_white"
+    )
     return made
 
 

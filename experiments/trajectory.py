@@ -33,6 +33,7 @@ from activations.harvest import LiveActivations
 from diffing.behavior.rates import score
 from diffing.ranking.inference import Replicates, interval
 from diffing.ranking.prompt_blocks import prompt_blocks
+from diffing.ranking.statistics import residual_norm
 from diffing.steering.arms import Arm, Cell, Operation, untouched
 from diffing.steering.experiment import Bench, run_cells
 from experiments.finished_run import FinishedRun
@@ -185,7 +186,7 @@ class _Lab:
         self.unit = run.unit().double()
         self.ranking = run.ranking_prompts()
         self.questions = run.reporting()
-        norm = self._residual_norm(run.folder / "organism" / "base")
+        norm = residual_norm(self._live(run.folder / "organism" / "base"), run.config.hook)
         self.bench = Bench(run.config.hook, norm, self.sae, run.behavior(config.samples))
 
     def measure(self, folder: Path, base: Tensor) -> dict[str, float]:
@@ -230,9 +231,6 @@ class _Lab:
         [result] = run_cells(self.bench, self._load(folder), [cell], self.questions, transcripts, self.progress)
         rates = score(result.counts).to_dict()
         return {name: float(rates[name]) for name in ("harmful", "low", "high", "helpful", "coherent")}
-
-    def _residual_norm(self, folder: Path) -> float:
-        return float(self._live(folder).read(self.run.config.hook).double().norm(dim=1).mean())
 
     def _live(self, folder: Path) -> LiveActivations:
         model = self._load(folder)

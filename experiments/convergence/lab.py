@@ -17,7 +17,6 @@ from activations.harvest import LiveActivations
 from activations.memory import InMemory
 from activations.prompt_files import load_prompts
 from activations.prompts import PROMPT_ROLES, Prompt, tokenize_prompts
-from diffing import FeatureRanking
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import BehaviorScores, Difference, LabelCounts, score
@@ -136,7 +135,7 @@ class Lab:
         if any(question.text is not None for question in self.selection.questions):
             raise UserError(f"{selection} holds plain text, which sampled answers cannot follow; give conversations.")
         self.base = load_checkpoint(models.base.placed(run.config.device, run.config.dtype), BASE)
-        self._require_the_runs_base()
+        self.run.require_base(self.base)
         if any(member.name == BASE for member in models.members):
             raise UserError(
                 f"A member of the set is called {BASE}, as the model that all are compared with; rename it."
@@ -210,8 +209,3 @@ class Lab:
 
     def _transcripts(self, name: str, half: Half) -> Path:
         return self.out.folder / "transcripts" / name / half.name
-
-    def _require_the_runs_base(self) -> None:
-        ranked = FeatureRanking.load(self.run.folder / "ranking").config["activations"][BASE]
-        if self.base.fingerprint != ranked["checkpoint"]:
-            raise UserError(f"The set's base {self.base.name} is not the run's, {ranked['model']}; take its own run.")

@@ -13,7 +13,6 @@ from typing import Any
 from activations.artefact import CONFIG, read_config
 from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
 from activations.errors import UserError
-from diffing import FeatureRanking
 from diffing.behavior.rates import BehaviorScores, score
 from diffing.prediction.reading import ModelReading, Shifts, read_model, shifts
 from diffing.steering.arms import untouched
@@ -91,7 +90,7 @@ class Measurements:
     @cached_property
     def _base_model(self) -> Checkpoint:
         model = self._load(self.models.base, BASE)
-        self._require_the_runs_base(model.fingerprint)
+        self.run.require_base(model)
         return model
 
     def _load_and_measure(self, member: Member, folder: Path) -> None:
@@ -121,12 +120,3 @@ class Measurements:
         model = load_checkpoint(checkpoint.placed(self.run.config.device, self.run.config.dtype), role)
         model.require_hook(self.run.config.hook)
         return model
-
-    def _require_the_runs_base(self, fingerprint: str) -> None:
-        """SAE, direction and prompts were made for one base."""
-        ranked = FeatureRanking.load(self.run.folder / "ranking").config["activations"][BASE]
-        if fingerprint != ranked["checkpoint"]:
-            raise UserError(
-                f"The set's base {self.models.base.name} is not the run's, {ranked['model']}; take a run of the base "
-                "that was fine-tuned, and name it in the same way."
-            )
