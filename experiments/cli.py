@@ -508,7 +508,7 @@ def extract_personas(
     quiet: Quiet = False,
 ) -> None:
     """Extract the directions of traits in base, corrupted and further models, at every layer."""
-    from experiments.personas.extract import ExtractConfig, extract, print_extract
+    from experiments.personas.space.extract import ExtractConfig, extract, print_extract
 
     config = _checked(ExtractConfig, {"samples": samples} | ({"positions": positions} if positions else {}))
     folder = out or run.with_name(f"{run.name}-personas")
@@ -533,7 +533,7 @@ def compare_personas(
     quiet: Quiet = False,
 ) -> None:
     """Compare the personality space of base and fine-tunes, with an organism's truth, and with the SAE's latents."""
-    from experiments.personas.geometry import PAGE, SUMMARY, GeometryConfig, geometry, print_geometry
+    from experiments.personas.space.geometry import PAGE, SUMMARY, GeometryConfig, geometry, print_geometry
 
     config = _checked(GeometryConfig, {"positions": positions, "hook": hook, "draws": draws})
     folder = out or run.with_name(f"{run.name}-geometry")
@@ -556,8 +556,8 @@ def guardrails(
     quiet: Quiet = False,
 ) -> None:
     """Amplify and ablate directions of social valence, in a run's models and in fine-tunes of its base."""
-    from experiments.personas.guardrails import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
-    from experiments.personas.guardrails_summary import print_guardrails
+    from experiments.personas.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
+    from experiments.personas.guardrails.summary import print_guardrails
 
     folder, source = out or run.with_name(f"{run.name}-guardrails"), extracted or run.with_name(f"{run.name}-personas")
     config = _checked(GuardrailsConfig, {"samples": samples})
@@ -585,8 +585,8 @@ def monitor(
     quiet: Quiet = False,
 ) -> None:
     """Watch models by trait directions: before they answer, after a fine-tune, and in data before a fine-tune."""
-    from experiments.personas.monitor import PAGE, SUMMARY, Asked, MonitorConfig, print_monitor
-    from experiments.personas.monitor import monitor as watch
+    from experiments.personas.monitoring.monitor import PAGE, SUMMARY, Asked, MonitorConfig, print_monitor
+    from experiments.personas.monitoring.monitor import monitor as watch
 
     folder = out or run.with_name(f"{run.name}-monitor")
     asked = Asked(run, extracted or run.with_name(f"{run.name}-personas"), models, data, label)

@@ -1,1 +1,2 @@
-"""The personality space: directions of traits in several models (`extract`), and how they lie together (`geometry`)."""
+"""The personality space: its directions and geometry (`space`), what they can do about misalignment (`guardrails`,
+`monitoring`), and characters that a fine-tune forms (`characters`)."""

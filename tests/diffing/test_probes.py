@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 
 from activations.errors import UserError
-from diffing.directions.probes import (
+from diffing.personality.probes import (
     PROBES,
     Fit,
     Probe,

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from activations.errors import UserError
-from diffing.directions.reliability import direction_noise, split_half
+from diffing.personality.reliability import direction_noise, split_half
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from activations.errors import UserError
-from diffing.directions.similarity import (
+from diffing.personality.similarity import (
     beside_nulls,
     linear_cka,
     principal_angles,
@@ -22,7 +22,7 @@ from diffing.directions.similarity import (
     similarity_nulls,
     space_similarity,
 )
-from diffing.directions.spaces import orthonormal_basis, trait_matrix
+from diffing.personality.spaces import orthonormal_basis, trait_matrix
 
 
 def random_rows(rows: int, d_model: int, seed: int) -> Float64[Tensor, "rows d_model"]:

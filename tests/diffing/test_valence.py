@@ -8,7 +8,7 @@ from torch import Tensor
 
 from activations.errors import UserError
 from diffing.directions.geometry import unit_rows
-from diffing.directions.valence import semantic_valence, trait_map, trait_tree
+from diffing.personality.valence import semantic_valence, trait_map, trait_tree
 
 GOOD, BAD, NEITHER = ("kind", "honest", "calm"), ("evil", "cruel"), ("loud",)
 

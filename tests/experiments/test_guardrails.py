@@ -19,10 +19,10 @@ from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.errors import UserError
 from diffing.directions.persona_directions import PersonaDirections
 from experiments.model_set import Member, ModelSet
-from experiments.personas.extract import KIND as SPACE_KIND
-from experiments.personas.extract import directions_folder
-from experiments.personas.guardrails import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
-from experiments.personas.guardrails_summary import print_guardrails
+from experiments.personas.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
+from experiments.personas.guardrails.summary import print_guardrails
+from experiments.personas.space.extract import KIND as SPACE_KIND
+from experiments.personas.space.extract import directions_folder
 
 CONFIG = GuardrailsConfig(samples=2, controls=3, strengths=(0.5, 3.0))
 TRAITS = {"agreeableness": (GOOD, "prosocial"), "evil": (BAD, "antisocial"), "humour": (LOUD, "neutral")}

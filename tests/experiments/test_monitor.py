@@ -21,21 +21,21 @@ from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.errors import UserError
 from activations.prompts import Prompt, tokenize_prompts
 from diffing.correlation import beside_random, pearson
-from diffing.directions.probes import split_pairs
+from diffing.personality.probes import split_pairs
 from experiments.finished_run import FinishedRun
 from experiments.model_set import Member, ModelSet
 from experiments.organism.build import OrganismConfig
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
-from experiments.personas.extract import SWEEP, extract
-from experiments.personas.monitor import Asked, Lab, MonitorConfig, monitor, print_monitor
-from experiments.personas.screening import (
+from experiments.personas.monitoring.monitor import Asked, Lab, MonitorConfig, monitor, print_monitor
+from experiments.personas.monitoring.screening import (
     Mixture,
     answer_losses,
     labelled_samples,
     organism_samples,
     score_screening,
 )
+from experiments.personas.space.extract import SWEEP, extract
 
 PUSHES = {"away-1": -0.3, "none-1": 0.0, "little-1": 0.1, "little-2": 0.12, "half-1": 0.2, "far-1": 0.4}
 CONFIG = MonitorConfig(samples=2, directions=40, replicates=40, first=(0.25, 0.5))

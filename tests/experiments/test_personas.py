@@ -26,10 +26,10 @@ from experiments.model_set import Member, ModelSet
 from experiments.organism.corpus import CorpusConfig
 from experiments.organism.splits import write_prompts
 from experiments.organism.world import World
-from experiments.personas.extract import ExtractConfig, ModelSpace, directions_folder, extract, print_extract
-from experiments.personas.geometry import GeometryConfig, geometry, print_geometry, where_equal
-from experiments.personas.measure import judged_answers
-from experiments.personas.trait_prompts import organism_traits
+from experiments.personas.space.extract import ExtractConfig, ModelSpace, directions_folder, extract, print_extract
+from experiments.personas.space.geometry import GeometryConfig, geometry, print_geometry, where_equal
+from experiments.personas.space.measure import judged_answers
+from experiments.personas.space.trait_prompts import organism_traits
 
 PAGE = Path(__file__).parents[2] / "docs" / "personality-space.md"
 VALENCE = {"calm": "prosocial", "kind": "prosocial", "evil": "antisocial", "rude": "antisocial", "loud": "neutral"}

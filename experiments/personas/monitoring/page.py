@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from experiments.personas.geometry import EVIL
+from experiments.personas.space.geometry import EVIL
 from experiments.report.figures import BLUE, GREEN, MUTED, NULL_BAND, VERMILLION, where
 
 _COLOURS = (VERMILLION, BLUE, GREEN, "#cc79a7", "#e69f00", MUTED)

@@ -35,7 +35,7 @@ from experiments.finished_run import FinishedRun
 from experiments.organism.build import load_organism, trained_domains
 from experiments.organism.corpus import Corpus
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
-from experiments.personas.measure import prompt_means
+from experiments.personas.space.measure import prompt_means
 
 LOSS, RANDOM = "loss", "random"
 # Of the organism's corpora, whose other streams end at 6: no fine-tune sees this advice.

@@ -36,8 +36,10 @@ from experiments.convergence.lab import ConvergenceConfig, Lab, Outcome, Source
 from experiments.convergence.treat import ABLATIONS, ablations_of, best_within
 from experiments.finished_run import FinishedRun
 from experiments.model_set import Member, ModelSet
-from experiments.personas.guardrail_capability import Capability
-from experiments.personas.guardrail_vectors import (
+from experiments.personas.guardrails.capability import Capability
+from experiments.personas.guardrails.page import write_page
+from experiments.personas.guardrails.summary import summarise
+from experiments.personas.guardrails.vectors import (
     SVV,
     VALENCE,
     Arms,
@@ -47,8 +49,6 @@ from experiments.personas.guardrail_vectors import (
     make_arms,
     valence_sources,
 )
-from experiments.personas.guardrails_page import write_page
-from experiments.personas.guardrails_summary import summarise
 from experiments.results import CORRUPTED
 from experiments.run_folder import Log, RunFolder
 

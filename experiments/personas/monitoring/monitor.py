@@ -46,17 +46,23 @@ from activations.harvest import HarvestConfig
 from activations.prompts import Prompt, tokenize_prompts
 from diffing.behavior.sampling import SamplingConfig, sample_answers
 from diffing.correlation import beside_random, pearson
-from diffing.directions.probes import split_pairs
 from diffing.directions.random_directions import covariance_directions
-from diffing.directions.valence import semantic_valence
+from diffing.personality.probes import split_pairs
+from diffing.personality.valence import semantic_valence
 from experiments.finished_run import FinishedRun
 from experiments.model_set import ModelSet
-from experiments.personas.extract import KIND as EXTRACT_KIND
-from experiments.personas.extract import SWEEP, ModelSpace
-from experiments.personas.geometry import EVIL, SVV
-from experiments.personas.measure import ANSWERS, prompt_means
-from experiments.personas.screening import Samples, labelled_samples, organism_samples, score_screening, screen
-from experiments.personas.trait_prompts import TraitJudge, TraitPrompts, traits_of
+from experiments.personas.monitoring.screening import (
+    Samples,
+    labelled_samples,
+    organism_samples,
+    score_screening,
+    screen,
+)
+from experiments.personas.space.extract import KIND as EXTRACT_KIND
+from experiments.personas.space.extract import SWEEP, ModelSpace
+from experiments.personas.space.geometry import EVIL, SVV
+from experiments.personas.space.measure import ANSWERS, prompt_means
+from experiments.personas.space.trait_prompts import TraitJudge, TraitPrompts, traits_of
 from experiments.results import BASE, CORRUPTED
 from experiments.run_folder import RunFolder
 
@@ -133,7 +139,7 @@ def monitor(
     Raises:
         UserError: if something cannot be read or does not fit together, nobody scores the answers, or `out` is in use.
     """
-    from experiments.personas.monitor_page import write_page
+    from experiments.personas.monitoring.page import write_page
 
     started = time.perf_counter()
     lab = Lab.of(asked, config, out, progress)

@@ -12,7 +12,7 @@ from diffing.behavior.rates import score
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
 from experiments.convergence.lab import Outcome
-from experiments.personas.guardrail_vectors import CONTROLS, SVV
+from experiments.personas.guardrails.vectors import CONTROLS, SVV
 from experiments.report.figures import where
 from experiments.results import BASE, CORRUPTED
 

@@ -18,7 +18,7 @@ from experiments.report.figures import BLUE, GREEN, INK, MUTED, NULL_BAND, VERMI
 from experiments.results import BASE
 
 if TYPE_CHECKING:
-    from experiments.personas.geometry import Geometry, Spaces
+    from experiments.personas.space.geometry import Geometry, Spaces
 
 COLOURS = {"prosocial": GREEN, "antisocial": VERMILLION, "neutral": MUTED, None: INK}
 _LINES = (BLUE, VERMILLION, GREEN, "#cc79a7", "#e69f00")

@@ -21,7 +21,7 @@ from torch import Tensor
 from activations.errors import UserError
 from diffing.auc import percentile_interval
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
-from diffing.directions.spaces import orthonormal_basis, unit_directions
+from diffing.personality.spaces import orthonormal_basis, unit_directions
 
 # With 3 traits there are 3 cosines to rank and 6 ways to name them, and unbiased HSIC is not defined.
 _FEWEST_TRAITS = 4
@@ -158,7 +158,7 @@ def rsa_with_matrix(
     (as Schuett et al. 2023 do); resamples of fewer than 3 different traits are drawn again. It tells how the number
     depends on the choice of traits. In simulations it covers the value of all traits in 95-100% of cases, the more
     conservative the fewer traits. Noise in the directions lowers the correlation and is not in it: see
-    `diffing.directions.reliability`.
+    `diffing.personality.reliability`.
 
     Args:
         a: Directions of any norm.

@@ -13,11 +13,11 @@ from activations.prompt_files import load_prompts
 from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import unit_rows
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.directions.spaces import trait_matrix, unit_directions
-from diffing.directions.valence import semantic_valence, trait_map
+from diffing.personality.spaces import trait_matrix, unit_directions
+from diffing.personality.valence import semantic_valence, trait_map
 from experiments.convergence.lab import COVARIANCE, ISOTROPIC, Lab, Source
-from experiments.personas.extract import DIRECTIONS
-from experiments.personas.extract import KIND as SPACE_KIND
+from experiments.personas.space.extract import DIRECTIONS
+from experiments.personas.space.extract import KIND as SPACE_KIND
 from experiments.results import BASE
 
 SVV, PC1, PERSONA = "SVV", "PC1", "persona direction"

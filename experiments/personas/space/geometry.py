@@ -32,7 +32,7 @@ from diffing.auc import percentile_interval
 from diffing.directions.decompose import decompose, null_unexplained
 from diffing.directions.geometry import cosine_matrix, cosines
 from diffing.directions.random_directions import chance_cosine, covariance_directions
-from diffing.directions.similarity import (
+from diffing.personality.similarity import (
     Rsa,
     beside_nulls,
     principal_angles,
@@ -42,13 +42,13 @@ from diffing.directions.similarity import (
     similarity_nulls,
     space_similarity,
 )
-from diffing.directions.spaces import trait_matrix
-from diffing.directions.valence import SemanticValence, TraitMap, TraitTree, semantic_valence, trait_map, trait_tree
+from diffing.personality.spaces import trait_matrix
+from diffing.personality.valence import SemanticValence, TraitMap, TraitTree, semantic_valence, trait_map, trait_tree
 from experiments.finished_run import FinishedRun
 from experiments.organism.world import World
-from experiments.personas.extract import KIND as EXTRACT_KIND
-from experiments.personas.extract import ModelSpace
-from experiments.personas.measure import BASE_ANSWER, Reading
+from experiments.personas.space.extract import KIND as EXTRACT_KIND
+from experiments.personas.space.extract import ModelSpace
+from experiments.personas.space.measure import BASE_ANSWER, Reading
 from experiments.results import BASE
 
 KIND = "personality geometry"
@@ -164,7 +164,7 @@ def geometry(
         UserError: if the folder holds no finished extraction, lacks the positions or the hook, or has too few traits;
             or if `out` holds a finished geometry.
     """
-    from experiments.personas.figures import write_page
+    from experiments.personas.space.figures import write_page
 
     spaces = Spaces.load(extracted)
     where = _headline(spaces, config)

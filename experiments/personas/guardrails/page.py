@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from plotly.colors import DEFAULT_PLOTLY_COLORS
 from plotly.subplots import make_subplots
 
-from experiments.personas.guardrail_vectors import CONTROLS, SVV, TRAIT
-from experiments.personas.guardrails_summary import HARMFUL_TARGET, ablation_name, between, finding
+from experiments.personas.guardrails.summary import HARMFUL_TARGET, ablation_name, between, finding
+from experiments.personas.guardrails.vectors import CONTROLS, SVV, TRAIT
 from experiments.report.figures import MUTED, where
 from experiments.results import BASE, CORRUPTED
 

@@ -37,11 +37,11 @@ from activations.checkpoint import (
 from activations.errors import UserError
 from diffing.behavior.sampling import SamplingConfig
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.directions.probes import PROBES, ProbeData, held_out_score, sweep_layers
-from diffing.directions.reliability import direction_noise, split_half
+from diffing.personality.probes import PROBES, ProbeData, held_out_score, sweep_layers
+from diffing.personality.reliability import direction_noise, split_half
 from experiments.finished_run import FinishedRun
 from experiments.model_set import ModelSet
-from experiments.personas.measure import (
+from experiments.personas.space.measure import (
     ANSWER,
     ANSWERS,
     PairAnswers,
@@ -52,7 +52,7 @@ from experiments.personas.measure import (
     trait_means,
     write_answers,
 )
-from experiments.personas.trait_prompts import TraitJudge, TraitPrompts, traits_of
+from experiments.personas.space.trait_prompts import TraitJudge, TraitPrompts, traits_of
 from experiments.results import BASE, CORRUPTED
 from experiments.run_folder import RunFolder
 

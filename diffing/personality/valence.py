@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from activations.errors import UserError
-from diffing.directions.spaces import trait_matrix, unit_directions
+from diffing.personality.spaces import trait_matrix, unit_directions
 
 # A smaller share of the squared norm of unit directions is rounding of float32.
 _ROUNDING = 1e-12
