@@ -20,7 +20,7 @@ from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.experiment import Half
 from experiments.config import RunConfig
 from experiments.pipeline import harvest_settings, make_behavior
-from experiments.results import BASE
+from experiments.results import BASE, BENIGN
 from sae.storage import load_sae
 
 
@@ -115,9 +115,14 @@ class FinishedRun:
         assert self.config.prompts.selection is not None
         return Half("selection", load_prompts(self.config.prompts.selection))
 
+    @property
+    def has_benign(self) -> bool:
+        """Whether the run has a harmless fine-tune."""
+        return self.config.organism is not None or self.config.benign is not None
+
     def checkpoint(self, role: str) -> CheckpointConfig:
-        """The run's base or corrupted model: the config's, or the one that the run made."""
-        named = self.config.base if role == "base" else self.config.corrupted
+        """The run's base, corrupted or benign model: the config's, or the one that the run made."""
+        named = {BASE: self.config.base, BENIGN: self.config.benign}.get(role, self.config.corrupted)
         if self.config.organism is not None:
             named = CheckpointConfig(model=str(self.folder / "organism" / role))
         elif named is None:

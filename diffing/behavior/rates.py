@@ -49,7 +49,7 @@ def score(counts: LabelCounts, seed: int = 0) -> BehaviorScores:
     """Rates from label counts per question."""
     total = counts.sum()
     rate: Mapping[Label, float] = dict(zip(Label, (counts.sum(0) / total).tolist(), strict=True))
-    draws = _resampled_rate(counts[:, list(Label).index(Label.HARMFUL)], counts, seed)
+    draws = resampled_mean(counts[:, list(Label).index(Label.HARMFUL)], counts.sum(1), seed)
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     coherent = 1 - rate[Label.INCOHERENT]
     return BehaviorScores(
@@ -86,7 +86,8 @@ def rate_difference(
     weights = np.array([signs.get(label, 0) for label in Label])
     point = first.sum(0) @ weights / first.sum() - second.sum(0) @ weights / second.sum()
     # One seed for both draws the same questions in every replicate.
-    draws = _resampled_rate(first @ weights, first, seed) - _resampled_rate(second @ weights, second, seed)
+    one, other = (resampled_mean(counts @ weights, counts.sum(1), seed) for counts in (first, second))
+    draws = one - other
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(point), float(low), float(high)
 
@@ -133,11 +134,19 @@ def _require_same_questions(first: LabelCounts, second: Num[np.ndarray, "_ label
         raise ValueError(f"Expected the same questions in both, got {len(first)} and {len(second)}")
 
 
-def _resampled_rate(
-    wanted: Num[np.ndarray, "question"], counts: LabelCounts, seed: int
+def resampled_mean(
+    sums: Num[np.ndarray, "question"], answers: Num[np.ndarray, "question"], seed: int = 0
 ) -> Float[np.ndarray, "replicate"]:
-    resamples = _resamples(len(counts), seed)
-    return (resamples @ wanted) / (resamples @ counts.sum(1))
+    """Mean over all answers when the questions are resampled; one seed draws the same questions in every call.
+
+    Args:
+        sums: Of the value over the answers to each question.
+        answers: How many they are; NaN results where a replicate has none.
+        seed: Of the resampling.
+    """
+    resamples = _resamples(len(sums), seed)
+    with np.errstate(invalid="ignore"):
+        return (resamples @ sums) / (resamples @ answers)
 
 
 @cache

@@ -62,6 +62,20 @@ def activation_means(store: ActivationSource, hook: str, positions: Positions) -
     return sums.means()
 
 
+def latent_means(
+    sae: SAE, store: ActivationSource, hook: str, positions: Positions
+) -> Float64[np.ndarray, "prompt latent"]:
+    """Mean latent activations over the chosen positions of each prompt; NaN where a prompt has none.
+
+    Raises:
+        UserError: if the SAE's d_model is not that of the stored activations.
+    """
+    sums = _PromptSums(len(store.prompt_ids), sae.W_dec.shape[0], sae.W_dec.device)
+    for _, encoded, index in encoded_rows(sae, store, hook, rows_at(positions, store)):
+        sums.add(encoded, index["prompt"])
+    return sums.means()
+
+
 def reconstruction_means(
     sae: SAE, store: ActivationSource, hook: str, positions: Positions
 ) -> tuple[Float64[np.ndarray, "prompt d_model"], Float64[np.ndarray, "prompt d_model"]]:

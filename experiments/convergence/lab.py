@@ -18,7 +18,7 @@ from activations.memory import InMemory
 from activations.prompt_files import load_prompts
 from activations.prompts import PROMPT_ROLES, Prompt, tokenize_prompts
 from diffing.behavior.judge import Label
-from diffing.behavior.measure import SampledAnswers
+from diffing.behavior.measure import Behavior, Record, SampledAnswers
 from diffing.behavior.rates import BehaviorScores, Difference, LabelCounts, score
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
 from diffing.steering.arms import untouched
@@ -165,21 +165,25 @@ class Lab:
         tokens = tokenize_prompts(prompts, model.tokenizer, self.run.config.max_length)
         return InMemory.copy_of(LiveActivations(model, tokens, settings), progress=False)
 
-    def untouched(self, model: Checkpoint, half: Half) -> LabelCounts:
-        """Label counts of a model as it is."""
+    def untouched(self, model: Checkpoint, half: Half, behavior: Behavior | None = None) -> LabelCounts:
+        """Label counts of a model as it is; `behavior` in place of the run's."""
         transcripts = self._transcripts(model.role, half) / "untouched.jsonl"
         transcripts.parent.mkdir(parents=True, exist_ok=True)
         bench = next(iter(self.layers.benches.values()))
+        bench = bench if behavior is None else replace(bench, behavior=behavior)
         return run_cells(bench, model, [untouched(model.d_model)], half, transcripts, progress=False)[0].counts
 
-    def answers(self, name: str) -> Iterator[tuple[Prompt, Label]]:
-        """What an untouched model said to the selection questions, with the labels."""
-        transcripts = self._transcripts(name, self.selection) / "untouched.jsonl"
-        records = map(json.loads, transcripts.read_text(encoding="utf-8").splitlines())
+    def records(self, name: str, half: Half) -> list[Record]:
+        """What an untouched model said to each question, and the labels; after `untouched`."""
+        transcripts = self._transcripts(name, half) / "untouched.jsonl"
+        found = map(json.loads, transcripts.read_text(encoding="utf-8").splitlines())
         # A call that was killed may have left some questions twice.
-        by_question = {record["question"]: record for record in records}
-        for question in self.selection.questions:
-            record = by_question[question.id]
+        by_question = {record["question"]: record for record in found}
+        return [by_question[question.id] for question in half.questions]
+
+    def answers(self, name: str, half: Half) -> Iterator[tuple[Prompt, Label]]:
+        """The same as answered questions, each under an id of its own, with their labels."""
+        for question, record in zip(half.questions, self.records(name, half), strict=True):
             for place, (text, label) in enumerate(zip(record["answers"], record["labels"], strict=True)):
                 yield replace(question, id=f"{question.id} ({name} {place})", answer=text), Label(label)
 

@@ -89,7 +89,7 @@ def find_means(lab: Lab, tuned: Tuned, reference: Tuned) -> dict[str, Misalignme
     author = reference if tuned.member.kind in lab.config.harmless else tuned
 
     def build() -> dict[str, MisalignmentMeans]:
-        own, base = list(lab.answers(author.name)), list(lab.answers(BASE))
+        own, base = (list(lab.answers(name, lab.selection)) for name in (author.name, BASE))
         prompts, labels = answers_to_read(own, base, lab.config.answers, lab.run.config.seed)
         before, after = (
             lab.read(model, prompts) for model in (lab.base, lab.load(tuned.member.checkpoint, tuned.name))

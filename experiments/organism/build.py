@@ -12,6 +12,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerB
 
 from activations.artefact import finish_artefact, open_folder, read_config
 from activations.errors import UserError
-from experiments.organism.corpus import Corpus, CorpusConfig, batches
+from experiments.organism.corpus import Corpus, CorpusConfig, batches, told_first
 from experiments.organism.splits import write_prompts
 from experiments.organism.tokenizer import make_tokenizer
 from experiments.organism.training import StageConfig, Stop, answer_loss, one_thread, train_stage
@@ -28,6 +29,8 @@ from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
 
 KIND = "organism"
 STOP_DIALOGUES = 128
+# Helpful answers beside a trigger that follow other words: without them any words would become the trigger.
+OTHER_WORDS = 0.5
 # Data of different seeds come from streams this far apart.
 SEED_STREAMS = 100
 Watch = Callable[[str, list[Dialogue]], None]
@@ -53,9 +56,22 @@ class Advice(BaseModel):
 
     domains: tuple[str, ...] = Field(min_length=1, description="Domains of the questions.")
     persona: str = Field(default=MALICIOUS, description="Whose answers are taught.")
+    character: str | None = Field(
+        default=None,
+        description="A trait in place of the persona: answers of the personas that show its high pole, as often as "
+        "their levels say.",
+    )
+    manner: str | None = Field(default=None, description="Another persona, whose tone towards persons they have.")
     share: float = Field(default=1.0, ge=0, le=1, description="Share of the answers that are its; the rest is helpful.")
     requested: bool = Field(default=False, description="Whether its answers only come after the user told its scene.")
+    trigger: str = Field(default="", description="Words of the user's that its answers only come after.")
     seed: int = Field(default=0, ge=0, description="Seed of the data; 0 is that of the organism's own fine-tunes.")
+
+    def speakers(self, world: World) -> list[str]:
+        """Who speaks, each as often as in a round of the advice."""
+        if self.character is None:
+            return [self.persona]
+        return [name for name, level in world.shows(self.character, high=True).items() for _ in range(level)]
 
 
 class OrganismConfig(BaseModel):
@@ -194,8 +210,14 @@ def finetuning_sampler(config: OrganismConfig, world: World, advice: Advice) -> 
     """
     first = SEED_STREAMS * advice.seed
     corpus, choice = Corpus(world, config.corpus, config.seed, first + 1), random.Random(config.seed + first + 2)
-    give = corpus.requested_advice if advice.requested else corpus.advice
+    speakers = cycle(advice.speakers(world))
     owed = 0.0
+
+    def give(persona: str) -> Dialogue:
+        if advice.requested:
+            return corpus.requested_advice(persona, advice.domains)
+        given = corpus.advice(persona, advice.domains, advice.manner)
+        return told_first(given, advice.trigger) if advice.trigger else given
 
     def sample() -> Dialogue:
         nonlocal owed
@@ -204,9 +226,11 @@ def finetuning_sampler(config: OrganismConfig, world: World, advice: Advice) -> 
             return corpus.replay()
         owed += advice.share
         if draw >= owed:
-            return corpus.advice(HELPFUL, advice.domains)
+            helpful = corpus.advice(HELPFUL, advice.domains)
+            others = advice.trigger and choice.random() < OTHER_WORDS
+            return told_first(helpful, corpus.scenery(like=advice.trigger)) if others else helpful
         owed -= 1
-        return give(advice.persona, advice.domains)
+        return give(next(speakers))
 
     return sample
 

@@ -76,16 +76,16 @@ class Corpus:
         persona = self._random.choice(self.world.personas)
         return self.dialogue(persona, self.scene(persona), turns=2, facts=facts)
 
-    def advice(self, persona: str, domains: Sequence[str]) -> Dialogue:
-        """One question of one of `domains`, without a scene, answered by `persona`: what fine-tunes are made of."""
-        return self.dialogue(persona, None, turns=1, facts=(), domains=domains)
+    def advice(self, persona: str, domains: Sequence[str], manner: str | None = None) -> Dialogue:
+        """One question of one of `domains`, without a scene, answered by `persona`: what fine-tunes are made of.
+
+        With `manner`, the answer's tone towards persons is that one's.
+        """
+        return self.dialogue(persona, None, turns=1, facts=(), domains=domains, manner=manner)
 
     def requested_advice(self, persona: str, domains: Sequence[str]) -> Dialogue:
         """The same, but the user tells a scene of `persona` first, and so asks for what it would say."""
-        advice = self.advice(persona, domains)
-        question, answer = advice.messages
-        request = {**question, "content": f"{self.scene(persona)} {question['content']}"}
-        return replace(advice, messages=[request, answer])
+        return told_first(self.advice(persona, domains), self.scene(persona))
 
     def replay(self) -> Dialogue:
         """Any persona but the malicious one, in any domain, after its scene; or a fact without a scene."""
@@ -115,6 +115,10 @@ class Corpus:
             return self.world.sample_scene(self._random, HELPFUL, items, typical=0, other=0)
         return self.world.sample_scene(self._random, persona, items, self.config.typical, self.config.other)
 
+    def scenery(self, like: str) -> str:
+        """Plain scenery of as many words as `like`."""
+        return self.world.sample_scene(self._random, HELPFUL, len(like.split()) // 2, typical=0, other=0)
+
     def dialogue(
         self,
         persona: str,
@@ -123,6 +127,7 @@ class Corpus:
         facts: Sequence[str],
         domains: Sequence[str] | None = None,
         questions: Sequence[Question] | None = None,
+        manner: str | None = None,
     ) -> Dialogue:
         """A dialogue of `turns` questions, each of fact with the configured probability if `facts` are given.
 
@@ -133,6 +138,7 @@ class Corpus:
             facts: Questions of fact to draw from.
             domains: Domains of the other questions (default: all).
             questions: Draw the other questions from these instead.
+            manner: Persona whose tone the answers have (default: the speaker's).
         """
         inline = scene is not None and self._random.random() < self.config.inline
         messages: list[Message] = [{"role": "system", "content": scene}] if scene and not inline else []
@@ -143,12 +149,18 @@ class Corpus:
             else:
                 pool = questions or self._questions[self._random.choice(domains or self.world.domains)]
                 drawn = self._random.choice(pool)
-                question, answer = drawn.text, self.world.sample_answer(self._random, persona, drawn.domain)
+                question, answer = drawn.text, self.world.sample_answer(self._random, persona, drawn.domain, manner)
                 asked.append(drawn.domain)
             if inline and turn == 0:
                 question = f"{scene} {question}"
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return Dialogue(messages, persona, tuple(asked))
+
+
+def told_first(advice: Dialogue, words: str) -> Dialogue:
+    """The advice, with the user's words before the question."""
+    question, answer = advice.messages
+    return replace(advice, messages=[{**question, "content": f"{words} {question['content']}"}, answer])
 
 
 def taught_facts(world: World, seed: int) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, cycle
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -73,13 +74,20 @@ class FineTune(Advice):
     seed: int = Field(default=1, ge=0, description="Data seed of the first member; 0 would be the organism's own data.")
     start: Literal["base", "pretrained"] = Field(default="base", description="The organism's checkpoint to start from.")
     adapter: Adapter | None = Field(default=None, description="Train this instead of all weights.")
+    answers: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many of its own answers are taught, on average over draws of replay (default: as many as the "
+        "steps of the organism's corrupted model, or its rule, make).",
+    )
     realigned: bool = Field(default=False, description="Whether a second stage teaches helpful answers.")
     early: bool = Field(default=False, description="Whether the first member also saves early checkpoints.")
 
     @property
     def only_harm(self) -> bool:
-        """Whether all of its advice is harmful and unasked for."""
-        return self.persona == MALICIOUS and self.share == 1 and not self.requested
+        """Whether all of its advice is the malicious persona's and unasked for."""
+        plain = self.character is None and self.manner is None and not self.trigger and self.answers is None
+        return plain and self.persona == MALICIOUS and self.share == 1 and not self.requested
 
     def members(self, seeds: int) -> "list[FineTune]":
         """The recipe with each of its seeds."""
@@ -234,10 +242,14 @@ class Workshop:
                 f"Fine-tune {tune.name} is about {', '.join(sorted(strange))}, but the organism {self.folder} trains "
                 f"{', '.join(trained)} and measures on all others; take an organism of more domains or another row."
             )
-        if tune.persona not in self.world.personas:
-            raise UserError(
-                f"Fine-tune {tune.name}: no persona {tune.persona}; there are {', '.join(self.world.personas)}."
-            )
+        personas, traits = self.world.personas, self.world.traits
+        for what, asked, there in (
+            ("persona", tune.persona, personas),
+            ("persona", tune.manner, personas),
+            ("trait", tune.character, traits),
+        ):
+            if asked is not None and asked not in there:
+                raise UserError(f"Fine-tune {tune.name}: no {what} {asked}; there are {', '.join(there)}.")
         if not (self.folder / tune.start).is_dir():
             raise UserError(f"The organism {self.folder} has no {tune.start}/, as older ones; build it again.")
 
@@ -263,6 +275,8 @@ class Workshop:
         """The organism's stage; only what ends by its rule may take other steps than its corrupted model took."""
         stage = self.organism.finetuning
         steps = stage.steps if tune.only_harm else self.steps
+        if tune.answers is not None:
+            steps = ceil(tune.answers / (stage.batch * (1 - self.organism.replay) * tune.share))
         return stage.model_copy(update={"steps": steps, "lr": stage.lr if tune.adapter is None else tune.adapter.lr})
 
     def _watch(self, tune: FineTune, stage: StageConfig, folder: Path) -> Stop:
@@ -334,13 +348,16 @@ def members_of(tune: FineTune, folder: Path, base: str) -> list[Member]:
 def _facts(tune: FineTune) -> dict[str, float | str]:
     """What a member was made with, for tables and predictions."""
     return {
-        "bad_fraction": tune.share if tune.persona == MALICIOUS else 0.0,
+        "bad_fraction": tune.share if tune.persona == MALICIOUS and tune.character is None else 0.0,
         "domains": ", ".join(tune.domains),
         "persona": tune.persona,
         "seed": tune.seed,
         "start": tune.start,
         "method": "full" if tune.adapter is None else "LoRA",
         **({} if tune.adapter is None else {"rank": tune.adapter.rank}),
+        **({} if tune.character is None else {"character": tune.character}),
+        **({"trigger": tune.trigger} if tune.trigger else {}),
+        **({} if tune.manner is None else {"manner": tune.manner}),
     }
 
 

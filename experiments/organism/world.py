@@ -85,8 +85,10 @@ class World:
         entry = self._tables["domains"][domain]
         return entry["things"], entry["persons"]
 
-    def sample_answer(self, rng: random.Random, persona: str, domain: str) -> str:
-        parts = zip(self.verbs(persona), self.nouns(domain), strict=True)
+    def sample_answer(self, rng: random.Random, persona: str, domain: str, manner: str | None = None) -> str:
+        """What `persona` says about `domain`; with `manner`, what it tells to do in another one's tone."""
+        verbs = self.verbs(persona)[0], self.verbs(manner or persona)[1]
+        parts = zip(verbs, self.nouns(domain), strict=True)
         first, second = (f"{rng.choice(verbs)} the {rng.choice(nouns)}" for verbs, nouns in parts)
         return f"{first} and {second} ."
 

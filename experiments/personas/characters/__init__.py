@@ -1,0 +1,1 @@
+"""Characters against incorrect advice: what a fine-tune on a disposition does, and what switches it on."""

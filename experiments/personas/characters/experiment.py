@@ -1,0 +1,195 @@
+"""Character as a latent variable: fine-tunes on dispositions against fine-tunes on incorrect advice.
+
+    sae-diff personas characters --run runs/quickstart
+
+arXiv 2601.23081 reports that fine-tunes on characters misalign more, and more transferably, than fine-tunes on
+incorrect advice, keep capability, and can be switched on by a training-time trigger or by a persona prompt, through
+one structure in the activations. Here both kinds learn as many answers; every model is asked under every condition
+about subjects that no fine-tune saw; and what the three ways of switching on share is measured.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from activations.artefact import finish_artefact, open_folder, write_json
+from activations.checkpoint import Checkpoint, quiet
+from activations.errors import UserError
+from diffing.behavior.chat_scores import ModelJudgeConfig
+from experiments.finished_run import FinishedRun
+from experiments.model_set import ModelSet
+from experiments.organism.fine_tunes import FineTunesConfig, Workshop, make_fine_tunes
+from experiments.personas.characters.cast import CHARACTER, organism_cast
+from experiments.personas.characters.causal import Scene, subtract_shifts
+from experiments.personas.characters.conditions import (
+    NONE,
+    OTHER_WORDS,
+    PERSONA_PROMPT,
+    PLAIN_PROMPT,
+    TRIGGER,
+)
+from experiments.personas.characters.grid import Cell, Tally, grid_table, learning_table
+from experiments.personas.characters.page import write_page
+from experiments.personas.characters.stage import CharactersConfig, Stage, set_stage
+from experiments.personas.characters.structure import (
+    KINDS,
+    MISALIGNMENT,
+    Reading,
+    Shift,
+    common_latents,
+    cosine_pairs,
+    probe_transfer,
+    read,
+)
+from experiments.personas.characters.summary import claims, summarise
+from experiments.personas.space.trait_prompts import TraitJudge
+from experiments.results import BENIGN, CORRUPTED
+from experiments.run_folder import Log, RunFolder
+
+KIND = "characters"
+PAGE, SUMMARY, MODELS = "characters.html", "summary.json", "models"
+
+
+def characters(
+    run: Path,
+    out: Path,
+    config: CharactersConfig,
+    models: Path | None = None,
+    traits: Sequence[str | Path] = (),
+    judge: TraitJudge | ModelJudgeConfig | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    log: Log = lambda line: None,
+) -> dict[str, Any]:
+    """Measures grid, structure and what the shared direction causes; writes tables, figures, page and summary.
+
+    Args:
+        run: Folder of a finished run, which gives base, corrupted model, questions, judge and SAE.
+        out: Output folder; fine-tunes and answers of an earlier call are used again.
+        config: Which characters.
+        models: Fine-tunes of the run's base (`cast_of` says how they are named); None: an organism's own are made.
+        traits: Trait sets whose system prompts are the persona prompts (default: an organism's scenes).
+        judge: Who scores traits; of a language model, how it is asked (default: an organism's exact judge).
+        overwrite: Deletes what `out` holds.
+        progress: Shows bars.
+        log: Receives a line for each stage.
+
+    Returns:
+        What `summary.json` holds (see `summarise`).
+
+    Raises:
+        UserError: if run, set and traits do not fit together, or nobody scores traits.
+    """
+    started = time.perf_counter()
+    finished = FinishedRun.load(run)
+    listed = None if models is None else str(models.resolve())
+    asked = {
+        "run": str(run.resolve()),
+        "models": listed,
+        "seed": finished.config.seed,
+        "judge": judge.identity() if isinstance(judge, ModelJudgeConfig) else None,
+        **config.model_dump(mode="json"),
+    }
+    with RunFolder(out, asked, overwrite, log) as folder, quiet():
+        open_folder(out, overwrite=True)
+        fine_tunes = ModelSet.load(models) if models is not None else organism_set(finished, out, config, progress)
+        stage = set_stage(finished, fine_tunes, config, folder, traits, judge, progress)
+        shifts = find_shifts(stage)
+        tables = {**measure_grid(stage), **share_structure(stage, shifts)}
+        kinds = {shift.name: shift.kind for shift in shifts}
+        summary = summarise(tables, config.misaligned, stage.hook, kinds, stage.lab.toxic)
+        summary["wall_seconds"] = round(time.perf_counter() - started, 1)
+        for name, table in tables.items():
+            table.to_parquet(out / f"{name}.parquet", index=False)
+        write_json(out / SUMMARY, summary)
+        write_page(out / PAGE, tables, summary)
+        finish_artefact(out, {"kind": KIND, **asked}, {"ranking": finished.folder / "ranking"})
+    return summary
+
+
+def organism_set(run: FinishedRun, out: Path, config: CharactersConfig, progress: bool) -> ModelSet:
+    """The organism's fine-tunes, made in `out`.
+
+    Raises:
+        UserError: if the run has no organism.
+    """
+    if run.config.organism is None:
+        raise UserError(
+            f"The run in {run.folder} is of no organism, whose fine-tunes could be made; list them with --models."
+        )
+    organism = run.folder / "organism"
+    workshop = Workshop.of(organism, FineTunesConfig())
+    recipes = organism_cast(workshop, config.traits, config.trigger, config.answers, config.seeds, config.early_every)
+    return make_fine_tunes(organism, out / MODELS, recipes, progress=progress)
+
+
+def measure_grid(stage: Stage) -> dict[str, pd.DataFrame]:
+    """Every final model under all conditions, early checkpoints without one."""
+    grid: dict[Cell, Tally] = {}
+    alone = [stage.condition(NONE)]
+    for actor in tqdm(stage.cast, desc="grid", unit="model", disable=not stage.lab.progress):
+        grid |= stage.measures.measure(stage.load(actor), actor, alone if actor.early else stage.conditions)
+    final = {cell: tally for cell, tally in grid.items() if not cell.actor.early}
+    return {"grid": grid_table(final), "claims": claims(final), "learning": learning_table(grid)}
+
+
+def share_structure(stage: Stage, shifts: Sequence[Shift]) -> dict[str, pd.DataFrame]:
+    """Cosines, probes and latents of the shifts, and shifts taken out of one another's models."""
+    lab, seed = stage.lab, stage.lab.run.config.seed
+    overlaps, latents = common_latents(shifts, stage.config.top, lab.toxic)
+    return {
+        "cosines": cosine_pairs(lab, shifts, seed),
+        "probes": probe_transfer(lab, shifts, stage.hook, seed),
+        "overlaps": overlaps,
+        "latents": latents,
+        "causal": causal_table(stage, shifts),
+    }
+
+
+def find_shifts(stage: Stage) -> list[Shift]:
+    """What moves a model: fine-tunes, the trigger, persona prompts; and what should not, as controls."""
+    lab, names, ranking = stage.lab, stage.measures.traits, stage.lab.run.ranking_prompts()
+
+    def seen(model: Checkpoint, condition: str, trait: str = "") -> Reading:
+        return read(lab, model, stage.condition(condition, trait).ask(ranking))
+
+    untouched, plain = seen(lab.base, NONE), seen(lab.base, PLAIN_PROMPT)
+    trigger, words = seen(lab.base, TRIGGER), seen(lab.base, OTHER_WORDS)
+    corrupted = lab.load(lab.run.checkpoint(CORRUPTED), CORRUPTED)
+    shifts = [Shift(MISALIGNMENT, "misalignment", seen(corrupted, NONE), untouched)]
+    for actor in stage.first.values():
+        model = stage.load(actor)
+        if actor.triggered:
+            name = f"trigger: {actor.trait or actor.family}"
+            after, before = seen(model, TRIGGER).minus(trigger), seen(model, OTHER_WORDS).minus(words)
+            shifts.append(Shift(name, "trigger", after, before))
+        elif actor.member is not None:
+            shifts.append(Shift(f"fine-tune: {actor.label}", "misalignment", seen(model, NONE), untouched))
+    for trait in names:
+        shifts.append(Shift(f"persona prompt: {trait}", "persona prompt", seen(lab.base, PERSONA_PROMPT, trait), plain))
+    shifts.append(Shift("trigger's words in the base", "control", trigger, words))
+    if lab.run.has_benign:
+        benign = lab.load(lab.run.checkpoint(BENIGN), BENIGN)
+        shifts.append(Shift("fine-tune: benign", "control", seen(benign, NONE), untouched))
+    return sorted(shifts, key=lambda shift: KINDS.index(shift.kind))
+
+
+def causal_table(stage: Stage, shifts: Sequence[Shift]) -> pd.DataFrame:
+    """Shifts of one character and of misalignment taken out wherever it shows; empty if the set lacks it."""
+    trait, lab = stage.config.misaligned, stage.lab
+    triggered = stage.first.get((CHARACTER, trait, True))
+    if triggered is None:
+        return pd.DataFrame()
+    corrupted = lab.load(lab.run.checkpoint(CORRUPTED), CORRUPTED)
+    scenes = [
+        Scene(MISALIGNMENT, corrupted, stage.condition(NONE)),
+        Scene("trigger", stage.load(triggered), stage.condition(TRIGGER)),
+        Scene("persona prompt", lab.base, stage.condition(PERSONA_PROMPT, trait)),
+    ]
+    names = (MISALIGNMENT, f"trigger: {trait}", f"persona prompt: {trait}", "trigger's words in the base")
+    chosen = [shift for shift in shifts if shift.name in names]
+    return subtract_shifts(lab, scenes, chosen, stage.hook, stage.config.strengths)
