@@ -10,6 +10,7 @@ prompts apart that they were not fitted on; the layer is chosen on one half of t
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from activations.checkpoint import (
     require_same_tokenizer,
 )
 from activations.errors import UserError
+from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.model_judge import ModelJudge
 from diffing.behavior.sampling import SamplingConfig
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.personality.probes import PROBES, ProbeData, held_out_score, sweep_layers
@@ -146,6 +149,7 @@ def extract(
     overwrite: bool = False,
     progress: bool = True,
     log: Callable[[str], None] = lambda line: None,
+    judge: ModelJudgeConfig | None = None,
 ) -> dict[str, Any]:
     """Extracts the directions of all traits in the run's base and corrupted model, and in the final models of a set.
 
@@ -158,26 +162,31 @@ def extract(
         overwrite: Deletes what `out` holds.
         progress: Shows bars.
         log: Receives a line for each model.
+        judge: A language model that judges answers, in place of an organism's exact judge, or of nobody.
 
     Returns:
         The summary.
 
     Raises:
-        UserError: if run, set or traits cannot be read or do not fit together, or `out` is in use.
+        UserError: if run, set or traits cannot be read or do not fit together, `out` is in use, or the judge does not
+            answer; a later call goes on where this one stopped.
     """
     started = time.perf_counter()
     finished = FinishedRun.load(run)
-    prompts, judge = traits_of(finished, traits)
+    prompts, scorer = traits_of(finished, traits, judge, out, progress)
     listed = _models(finished, models)
     asked = {
         "run": str(run.resolve()),
         "seed": finished.config.seed,
         "traits": [trait.name for trait in prompts],
+        "judge": None if judge is None else judge.identity(),
         **config.model_dump(mode="json"),
     }
-    lab = Lab(finished, config, prompts, judge, out, progress)
+    lab = Lab(finished, config, prompts, scorer, out, progress)
     with RunFolder(out, asked, overwrite, log) as folder:
         open_folder(out, overwrite=True)
+        if isinstance(scorer, ModelJudge):
+            scorer.check()
         for name, checkpoint in listed.items():
             place = out / "models" / name
             folder.stage(f"model {name}", lambda n=name, c=checkpoint: lab.measure(n, c), place, lambda: None)
@@ -185,7 +194,7 @@ def extract(
         spaces = [ModelSpace.load(out, name) for name in listed]
         for table in TABLES:
             _named(spaces, table).to_parquet(out / f"{table}.parquet", index=False)
-        summary = {**_summary(spaces, prompts, judge), "wall_seconds": round(time.perf_counter() - started, 1)}
+        summary = {**_summary(spaces, prompts, scorer), "wall_seconds": round(time.perf_counter() - started, 1)}
         write_json(out / SUMMARY, summary)
         finish_artefact(out, {"kind": KIND, **asked, "models": list(listed), "valence": summary["valence"]})
     return summary
@@ -359,7 +368,7 @@ def _summary(spaces: Sequence[ModelSpace], traits: Sequence[TraitPrompts], judge
     return {
         "traits": len(traits),
         "valence": {trait.name: trait.valence for trait in traits},
-        "judged": judge is not None,
+        "judge": getattr(judge, "name", None),
         "models": {space.name: _model_summary(space) for space in spaces},
     }
 
@@ -383,7 +392,10 @@ def _model_summary(space: ModelSpace) -> dict[str, Any]:
         }
     kept = {trait: counts["kept"] for trait, counts in space.config["kept"].items()}
     sampled = {trait: sum(counts.values()) for trait, counts in space.config["kept"].items()}
-    return {"positions": found, "kept": kept, "pairs": sampled}
+    ends: Counter[str] = Counter()
+    for counts in space.config["kept"].values():
+        ends.update(counts)
+    return {"positions": found, "kept": kept, "pairs": sampled, "ends": dict(ends)}
 
 
 def _at(table: pd.DataFrame, positions: str, hook: str) -> list[dict[str, Any]]:
@@ -392,17 +404,20 @@ def _at(table: pd.DataFrame, positions: str, hook: str) -> list[dict[str, Any]]:
 
 
 def print_extract(summary: Mapping[str, Any], console: Console) -> None:
-    """The best layer of every model at every positions, and how many pairs of answers were kept."""
-    if not summary["judged"]:
-        console.print("no judge of traits: answers are not filtered", soft_wrap=True)
+    """The best layer of every model at every positions, who judged, and how many pairs of answers met which end."""
     table = Table("model", "positions", "best hook", "traits", "held-out AUC (lowest)", "reliability (lowest)")
     for name, model in summary["models"].items():
         for at, row in model["positions"].items():
             auc, full = (f"{row[k]:.3f} ({row[f'lowest_{k}']:.3f})" for k in ("auc", "reliability"))
             table.add_row(name, at, row["hook"], str(row["traits"]), auc, full)
     console.print(table)
+    judge = summary["judge"]
+    console.print(f"judge: {judge}" if judge else "no judge of traits: answers are not filtered", soft_wrap=True)
     for name, model in summary["models"].items():
         if model["kept"]:
             least = min(model["kept"], key=lambda trait: model["kept"][trait])
             shares = f"{sum(model['kept'].values())} of {sum(model['pairs'].values())} pairs of answers kept"
-            console.print(f"{name}: {shares}, fewest for {least} ({model['kept'][least]})", soft_wrap=True)
+            lost = ", ".join(
+                f"{number} {end.replace('_', ' ')}" for end, number in model["ends"].items() if end != "kept"
+            )
+            console.print(f"{name}: {shares}, fewest for {least} ({model['kept'][least]}); {lost}", soft_wrap=True)

@@ -15,11 +15,12 @@ from activations.checkpoint import Checkpoint
 from activations.harvest import HarvestConfig, LiveActivations, compute_shard, plan_shards
 from activations.memory import InMemory
 from activations.prompts import Prompt, TokenBatch, tokenize_prompts
+from diffing.behavior.model_judge import COHERENT_FROM
 from diffing.behavior.sampling import SamplingConfig, sample_answers
 from diffing.positions import Positions
 from diffing.ranking.statistics import activation_means
 from diffing.traits import judged_pairs
-from experiments.personas.space.trait_prompts import TraitJudge, TraitPrompts
+from experiments.personas.space.trait_prompts import CoherenceJudge, TraitJudge, TraitPrompts
 
 # What is read, and which tokens of it are averaged: prompts up to the answer, a model's own answers, or the base's.
 Reading = Literal["answer", "base_answer", "prompt", "last_prompt", "prompt_end"]
@@ -217,10 +218,12 @@ def _kept(
     spoken = np.logical_and(_spoken(positive), _spoken(negative))
     if judge is None:
         return spoken, {"kept": int(spoken.sum()), "empty": int((~spoken).sum())}
-    poles = ((trait.positive, positive), (trait.negative, negative))
-    scores = [_scores(trait.name, prompts, texts, judge) for prompts, texts in poles]
-    coherence = [np.where(np.isnan(score), 0.0, 100.0) for score in scores]
-    judged = judged_pairs(np.nan_to_num(scores[0]), np.nan_to_num(scores[1]), *coherence)
+    scores, coherence = zip(
+        _scores(trait.name, trait.positive, positive, judge),
+        _scores(trait.name, trait.negative, negative, judge),
+        strict=True,
+    )
+    judged = judged_pairs(*scores, *coherence)
     kept = np.zeros(spoken.size, dtype=bool)
     kept[judged.kept] = True
     return kept.reshape(spoken.shape), judged.counts
@@ -232,6 +235,13 @@ def _spoken(answers: Sequence[Sequence[str]]) -> Bool[np.ndarray, "pair sample"]
 
 def _scores(
     trait: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], judge: TraitJudge
-) -> Float64[np.ndarray, "answer"]:
+) -> tuple[Float64[np.ndarray, "answer"], Float64[np.ndarray, "answer"]]:
+    """Scores of trait and coherence as `judged_pairs` takes them: NaN only where the judge gives none."""
     asked = [prompt for prompt, given in zip(prompts, texts, strict=True) for _ in given]
-    return judge.trait_scores(trait, asked, [text for given in texts for text in given])
+    answers = [text for given in texts for text in given]
+    scores = judge.trait_scores(trait, asked, answers)
+    if isinstance(judge, CoherenceJudge):
+        coherence = judge.coherence_scores(asked, answers)
+    else:
+        coherence = np.where(np.isnan(scores), 0.0, 100.0)
+    return np.where(coherence < COHERENT_FROM, 0.0, scores), coherence

@@ -11,6 +11,8 @@ from jaxtyping import Float64, Int
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
 from activations.prompts import Prompt
+from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.model_judge import ModelJudge
 from diffing.traits import TraitSet, contrastive_prompts, load_traits
 from diffing.traits.trait_set import Valence
 from experiments.finished_run import FinishedRun
@@ -18,15 +20,26 @@ from experiments.organism.judge import OrganismJudge
 from experiments.organism.splits import HIGH, LOW, TRAITS
 from experiments.organism.world import World
 
+REPLIES = "judge.jsonl"
+
 
 @runtime_checkable
 class TraitJudge(Protocol):
-    """Scores answers; a language model behind an API can stand in for an organism's exact judge."""
+    """Scores answers: an organism's exact judge, or a language model behind an API (`ModelJudge`)."""
 
     def trait_scores(
         self, trait: str, prompts: Sequence[Prompt], answers: Sequence[str]
     ) -> Float64[np.ndarray, "answer"]:
-        """How much of the trait each answer shows, 0-100; NaN where the answer is incoherent."""
+        """How much of the trait each answer shows, 0-100; NaN where the answer is incoherent, or has no score."""
+        ...
+
+
+@runtime_checkable
+class CoherenceJudge(TraitJudge, Protocol):
+    """A judge of traits that tells answers without a score from incoherent ones."""
+
+    def coherence_scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float64[np.ndarray, "answer"]:
+        """How coherent each answer is, 0-100; NaN where the judge gives no score."""
         ...
 
 
@@ -80,18 +93,30 @@ def set_traits(traits: TraitSet) -> list[TraitPrompts]:
     return found
 
 
-def traits_of(run: FinishedRun, sources: Sequence[str | Path]) -> tuple[list[TraitPrompts], TraitJudge | None]:
+def traits_of(
+    run: FinishedRun,
+    sources: Sequence[str | Path],
+    judge: TraitJudge | ModelJudgeConfig | None,
+    out: Path,
+    progress: bool = True,
+) -> tuple[list[TraitPrompts], TraitJudge | None]:
     """The traits to extract in a run's models, and their judge.
 
     Args:
         run: An organism has traits and a judge of its own.
-        sources: Trait sets by name or file instead (`load_traits`). Nobody judges answers to those here, so they are
-            taken as they come.
+        sources: Trait sets by name or file instead (`load_traits`).
+        judge: Who judges; of a language model, how it is asked. None: an organism's exact judge of its own traits;
+            nobody judges answers to trait sets, so they are taken as they come.
+        out: Folder in which a language model's replies are kept, in `judge.jsonl`.
+        progress: Shows bars while a language model judges.
 
     Raises:
         UserError: as `organism_traits` and `load_traits`.
     """
+    known = load_traits(sources) if sources else load_traits()
+    if isinstance(judge, ModelJudgeConfig):
+        judge = ModelJudge(judge, known, out / REPLIES, progress)
     if sources or run.config.organism is None:
-        return set_traits(load_traits(sources) if sources else load_traits()), None
+        return set_traits(known), judge
     prompts = run.folder / "organism" / "prompts"
-    return organism_traits(prompts), OrganismJudge.load(prompts)
+    return organism_traits(prompts), judge or OrganismJudge.load(prompts)
