@@ -38,6 +38,18 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Redo what the outp
 Device = Annotated[str | None, typer.Option(help="Torch device, such as cpu, cuda or cuda:1 (default: the config's).")]
 Wandb = Annotated[str, typer.Option(help="W&B mode: offline, online or disabled.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Traits = Annotated[
+    list[str], typer.Option(help="Trait set, file or folder (default: the organism's traits, else all sets).")
+]
+JudgeUrl = Annotated[
+    str | None,
+    typer.Option(help="A language model judges: an OpenAI-compatible API, such as http://localhost:8000/v1."),
+]
+JudgeModel = Annotated[str | None, typer.Option(help="Name under which that server knows the judge.")]
+JudgeSamples = Annotated[
+    int | None,
+    typer.Option(help="Judge's answers that a score is the mean of (default: the first token's log-probabilities)."),
+]
 
 
 def main() -> None:
@@ -496,14 +508,15 @@ def extract_personas(
     models: Annotated[
         Path | None, typer.Option(help="Further fine-tunes of the run's base: models.yaml, or its folder.")
     ] = None,
-    traits: Annotated[
-        list[str], typer.Option(help="Trait set, file or folder (default: the organism's traits, else all sets).")
-    ] = [],  # noqa: B006
+    traits: Traits = [],  # noqa: B006
     positions: Annotated[
         list[str],
         typer.Option(help="answer, base_answer, prompt, last_prompt or prompt_end; may be given several times."),
     ] = [],  # noqa: B006
     samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 4,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_samples: JudgeSamples = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -513,7 +526,8 @@ def extract_personas(
     config = _checked(ExtractConfig, {"samples": samples} | ({"positions": positions} if positions else {}))
     folder = out or run.with_name(f"{run.name}-personas")
     log = (lambda line: None) if quiet else console.print
-    print_extract(extract(run, folder, config, models, traits, overwrite, not quiet, log), console)
+    judge = _judge(judge_url, judge_model, judge_samples)
+    print_extract(extract(run, folder, config, models, traits, overwrite, not quiet, log, judge), console)
     console.print(f"  {folder}", soft_wrap=True)
 
 
@@ -533,7 +547,9 @@ def compare_personas(
     quiet: Quiet = False,
 ) -> None:
     """Compare the personality space of base and fine-tunes, with an organism's truth, and with the SAE's latents."""
-    from experiments.personas.space.geometry import PAGE, SUMMARY, GeometryConfig, geometry, print_geometry
+    from experiments.personas.space.geometry import PAGE, SUMMARY, geometry
+    from experiments.personas.space.spaces import GeometryConfig
+    from experiments.personas.space.summary import print_geometry
 
     config = _checked(GeometryConfig, {"positions": positions, "hook": hook, "draws": draws})
     folder = out or run.with_name(f"{run.name}-geometry")
@@ -579,21 +595,76 @@ def monitor(
         Path | None, typer.Option(help="Chat data to screen, JSONL (default: an organism's own advice).")
     ] = None,
     label: Annotated[str, typer.Option(help="Column of the data that says which answers are bad.")] = "bad",
+    traits: Traits = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-monitor).")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 4,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_samples: JudgeSamples = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Watch models by trait directions: before they answer, after a fine-tune, and in data before a fine-tune."""
-    from experiments.personas.monitoring.monitor import PAGE, SUMMARY, Asked, MonitorConfig, print_monitor
+    from experiments.personas.monitoring.lab import Asked, MonitorConfig
+    from experiments.personas.monitoring.monitor import PAGE, SUMMARY
     from experiments.personas.monitoring.monitor import monitor as watch
+    from experiments.personas.monitoring.summary import print_monitor
 
     folder = out or run.with_name(f"{run.name}-monitor")
-    asked = Asked(run, extracted or run.with_name(f"{run.name}-personas"), models, data, label)
+    judge = _judge(judge_url, judge_model, judge_samples)
+    asked = Asked(run, extracted or run.with_name(f"{run.name}-personas"), models, data, label, traits, judge)
     found = watch(asked, folder, _checked(MonitorConfig, {"samples": samples}), overwrite, not quiet)
     print_monitor(found, console)
     for name in (PAGE, SUMMARY):
         console.print(f"  {folder / name}", soft_wrap=True)
+
+
+@personas.command()
+def characters(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Fine-tunes on characters and on incorrect advice: models.yaml (default: an organism's)."),
+    ] = None,
+    traits: Traits = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-characters).")] = None,
+    seeds: Annotated[int, typer.Option(help="Fine-tunes of each recipe of an organism.")] = 3,
+    samples: Annotated[int, typer.Option(help="Answers to each question under each condition.")] = 10,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_samples: JudgeSamples = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare fine-tunes on characters with fine-tunes on incorrect advice, and what switches either on."""
+    from experiments.personas.characters.experiment import PAGE, SUMMARY
+    from experiments.personas.characters.experiment import characters as compare
+    from experiments.personas.characters.stage import CharactersConfig
+    from experiments.personas.characters.summary import print_characters
+
+    folder = out or run.with_name(f"{run.name}-characters")
+    config, judge = (
+        _checked(CharactersConfig, {"seeds": seeds, "samples": samples}),
+        _judge(judge_url, judge_model, judge_samples),
+    )
+    print_characters(compare(run, folder, config, models, traits, judge, overwrite, not quiet), console)
+    for name in (PAGE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
+
+
+def _judge(url: str | None, model: str | None, samples: int | None) -> Any:
+    """The language model that judges, if one is named.
+
+    Raises:
+        UserError: if it is named by half.
+    """
+    if url is None and model is None and samples is None:
+        return None
+    if url is None or model is None:
+        raise UserError("A language model judges where both --judge-url and --judge-model are given; give both.")
+    from diffing.behavior.chat_scores import ModelJudgeConfig
+
+    return _checked(ModelJudgeConfig, {"url": url, "model": model, "samples": samples})
 
 
 def organism_config(seed: int, domains: int, bad_fraction: float, steps: int | None) -> Any:

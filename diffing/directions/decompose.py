@@ -14,11 +14,10 @@ from torch import Tensor
 
 from activations.errors import UserError
 from diffing.directions.geometry import unit_rows
+from diffing.directions.random_directions import covariance_directions, isotropic_directions
 
 # A smaller cosine with what is left is the rounding of a float32 direction or decoder; it would explain 1e-12 at most.
 _ROUNDING = 1e-6
-# Covariances are often summed in float32, so they are symmetric and without negative variances only to this share.
-_COVARIANCE_NOISE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def null_unexplained(
     n: int,
     draws: int = 100,
     seed: int = 0,
-    covariance: Float[Tensor, "width width"] | None = None,
+    activations: Float[Tensor, "rows width"] | None = None,
 ) -> Float64[np.ndarray, "draw n"]:
     """What n latents leave of random directions: the curve to hold that of a real direction against.
 
@@ -86,23 +85,28 @@ def null_unexplained(
         n: Most latents.
         draws: Number of random directions.
         seed: Of the draws.
-        covariance: Of the activations (its scale does not matter); without it, directions are isotropic.
+        activations: Directions have their covariance; without them, directions are isotropic.
 
     Returns:
         `Decomposition.curve(n)` of each random direction.
 
     Raises:
-        UserError: if the matrix is no covariance or has another width, a decoder value is not finite, or n or draws is
-            below 1.
+        UserError: if the activations have another width, are all the same or not finite, a decoder value is not finite,
+            or n or draws is below 1.
     """
     _require_usable(decoder, n)
     if draws < 1:
         raise UserError(f"A null needs at least 1 random direction, not {draws}; give a larger number of draws.")
     d_model = decoder.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(draws, d_model, generator=generator, dtype=torch.float64)
-    if covariance is not None:
-        directions = directions @ _factor(covariance, d_model)
+    if activations is None:
+        directions = isotropic_directions(d_model, draws, seed)
+    elif activations.shape[1] == d_model:
+        directions = covariance_directions(activations, draws, seed)
+    else:
+        raise UserError(
+            f"The activations have {activations.shape[1]} values and the decoder's rows {d_model}; "
+            "take the activations at the hook that the SAE was trained on."
+        )
     return np.stack([found.curve(n) for found in _pursue(directions, decoder, n)])
 
 
@@ -148,24 +152,6 @@ def _pursue(
             fits[i].add(latents[i], rows[latents[i]].cpu().numpy())
     norms = directions.detach().double().norm(dim=1).tolist()
     return [fit.scaled(norm) for fit, norm in zip(fits, norms, strict=True)]
-
-
-def _factor(covariance: Float[Tensor, "width width"], d_model: int) -> Float64[Tensor, "axis d_model"]:
-    """What standard normal rows are multiplied with to get this covariance."""
-    if len(covariance) != d_model:
-        raise UserError(
-            f"The covariance has {len(covariance)} rows and the decoder's rows {d_model} values; "
-            "take the activations at the hook that the SAE was trained on."
-        )
-    matrix = covariance.detach().cpu().double()
-    noise = _COVARIANCE_NOISE * float(matrix.abs().max())
-    # A value that is not finite makes the noise such, and then nothing is smaller than it.
-    if not (matrix - matrix.T).abs().max() <= noise < torch.inf:
-        raise UserError("The covariance is not symmetric or not finite; compute it from the activations' rows.")
-    variances, axes = torch.linalg.eigh(matrix)
-    if not variances.max() > 0 or variances.min() < -noise:
-        raise UserError("The covariance is zero or has negative variances; compute it from the activations' rows.")
-    return (axes * variances.clamp_min(0).sqrt()).T
 
 
 def _require_usable(decoder: Float[Tensor, "latent d_model"], n: int) -> None:

@@ -5,6 +5,7 @@ from einops import einsum
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from activations.errors import UserError
 from diffing.directions.geometry import cosines, unit_rows
 
 
@@ -17,9 +18,16 @@ def isotropic_directions(d_model: int, count: int, seed: int) -> Float64[Tensor,
 def covariance_directions(
     rows: Float[Tensor, "rows d_model"], count: int, seed: int
 ) -> Float64[Tensor, "direction d_model"]:
-    """Unit vectors along Gaussian draws that have the covariance of `rows`: random sums of the centred rows."""
+    """Unit vectors along Gaussian draws that have the covariance of `rows`: random sums of the centred rows.
+
+    Raises:
+        UserError: if the rows are all the same, so that they have none, or not finite.
+    """
     generator = torch.Generator().manual_seed(seed)
     centred = rows.double() - rows.double().mean(0)
+    # What is not finite is not smaller than anything.
+    if not 0 < centred.abs().max() < torch.inf:
+        raise UserError("The activations are all the same or not finite, so they have no covariance; take others.")
     weights = torch.randn(count, len(rows), generator=generator, dtype=torch.float64)
     return unit_rows(einsum(weights, centred, "direction rows, rows d_model -> direction d_model"))
 

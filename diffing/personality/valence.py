@@ -77,6 +77,23 @@ class TraitTree:
     order: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ResampledValence:
+    """The valence axis and the first component in every replicate of `resampled_directions`.
+
+    All NaN in replicates in which a trait has no direction.
+
+    Attributes:
+        svv: Of length 1; None without traits of both poles.
+        first: Of length 1, pointing the way of the SVV; without one, that of the first trait.
+        explained: Share of the variance along each component.
+    """
+
+    svv: Float64[np.ndarray, "replicate d_model"] | None
+    first: Float64[np.ndarray, "replicate d_model"]
+    explained: Float64[np.ndarray, "replicate component"]
+
+
 def semantic_valence(
     directions: Mapping[str, Float[Tensor, "d_model"]], prosocial: Sequence[str], antisocial: Sequence[str]
 ) -> SemanticValence:
@@ -99,8 +116,7 @@ def semantic_valence(
             f"The poles ({', '.join(prosocial) or 'none'}; {', '.join(antisocial) or 'none'}) need at least one trait "
             "each and no trait twice; correct the lists."
         )
-    units = unit_directions(trait_matrix(directions, named))
-    vector = units[: len(prosocial)].mean(0) - units[len(prosocial) :].mean(0)
+    vector = _between_poles(unit_directions(trait_matrix(directions, named)), len(prosocial))
     length = np.linalg.norm(vector)
     if length**2 < _ROUNDING:
         raise UserError("Prosocial and antisocial traits have the same mean direction; choose other traits.")
@@ -132,8 +148,7 @@ def trait_map(
     towards = unit_directions(valence[None])[0]
     if len(towards) != units.shape[1]:
         raise UserError(f"The valence has {len(towards)} values, directions {units.shape[1]}; take both at one hook.")
-    rows = units - units.mean(0) if centred else units
-    left, strengths, components = np.linalg.svd(rows, full_matrices=False)
+    left, strengths, components = _components(units, centred)
     kept = strengths**2 > _ROUNDING * (units**2).sum()
     if not kept.any():
         raise UserError("All traits have the same direction, so there is nothing to map; take other traits.")
@@ -150,6 +165,73 @@ def trait_map(
         coordinates=coordinates * signs,
         explained=strengths[kept] ** 2 / (strengths**2).sum(),
     )
+
+
+def resampled_directions(
+    differences: Mapping[str, Float64[np.ndarray, "_ d_model"]], replicates: int, seed: int
+) -> Float64[np.ndarray, "replicate trait d_model"]:
+    """Unit directions when the questions of every trait are drawn anew: a bootstrap whose unit is the question.
+
+    A trait's draws depend on its name and number of questions only, so replicates of two models that were asked the
+    same belong together.
+
+    Args:
+        differences: Trait -> difference of the poles for each question; NaN where a question has none.
+        replicates: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        Traits in their order; NaN where no drawn question has a difference.
+    """
+    found = []
+    for trait, rows in differences.items():
+        generator = np.random.default_rng([seed, *trait.encode()])
+        weights = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), replicates)
+        sums = weights @ np.nan_to_num(rows)
+        with np.errstate(invalid="ignore"):
+            found.append(sums / np.linalg.norm(sums, axis=1, keepdims=True))
+    return np.stack(found, axis=1)
+
+
+def resampled_valence(
+    units: Float64[np.ndarray, "replicate trait d_model"], prosocial: Sequence[int], antisocial: Sequence[int]
+) -> ResampledValence:
+    """`semantic_valence` and the centred `trait_map` of every replicate.
+
+    Args:
+        units: As `resampled_directions` gives them.
+        prosocial, antisocial: Places of the poles' traits; without either there is no SVV.
+    """
+    lost = np.asarray(np.isnan(units).any((1, 2)))
+    # The decomposition refuses NaN; these replicates become NaN again below.
+    filled = np.where(lost[:, None, None], 0.0, units)
+    svv = _between_poles(filled[:, [*prosocial, *antisocial]], len(prosocial)) if prosocial and antisocial else None
+    towards = filled[:, 0] if svv is None else svv
+    _, strengths, components = _components(filled)
+    first = components[:, 0] * np.where((components[:, 0] * towards).sum(1) < 0, -1.0, 1.0)[:, None]
+    first[lost] = np.nan
+    with np.errstate(invalid="ignore"):
+        unit = None if svv is None else svv / np.linalg.norm(svv, axis=1, keepdims=True)
+        return ResampledValence(unit, first, strengths**2 / (strengths**2).sum(1, keepdims=True))
+
+
+def _between_poles(
+    units: Float64[np.ndarray, "*replicate trait d_model"], prosocial: int
+) -> Float64[np.ndarray, "*replicate d_model"]:
+    """From the mean of the traits after the first so many to the mean of those."""
+    return units[..., :prosocial, :].mean(-2) - units[..., prosocial:, :].mean(-2)
+
+
+def _components(
+    units: Float64[np.ndarray, "*replicate trait d_model"], centred: bool = True
+) -> tuple[
+    Float64[np.ndarray, "*replicate trait component"],
+    Float64[np.ndarray, "*replicate component"],
+    Float64[np.ndarray, "*replicate component d_model"],
+]:
+    """Singular value decomposition of the traits, the strongest component first."""
+    rows = units - units.mean(-2, keepdims=True) if centred else units
+    return np.linalg.svd(rows, full_matrices=False)
 
 
 def trait_tree(directions: Mapping[str, Float[Tensor, "d_model"]]) -> TraitTree:

@@ -103,22 +103,23 @@ def test_random_directions_fall_where_their_null_says() -> None:
     assert (null != null_unexplained(decoder, 3, draws=300, seed=2)).all()
 
 
-def test_the_null_with_a_covariance_has_that_covariance() -> None:
-    """Breaks if axes and variances are mixed up, or the matrix is used where its root belongs.
+def test_the_null_with_activations_has_their_covariance() -> None:
+    """Breaks if axes and variances are mixed up, or rows are not centred.
 
     With the axes and their opposites as decoder, one latent leaves 1 - max(x^2) / |x|^2 of a direction x.
     """
     mix = random_rows(3, 3, seed=3) * torch.tensor([3.0, 1.0, 0.2], dtype=torch.float64)
-    covariance = mix @ mix.T
-    draws = np.random.default_rng(0).multivariate_normal(np.zeros(3), covariance.numpy(), 4000)
+    activations = 100 + random_rows(2000, 3, seed=4) @ mix
+    covariance = np.cov(activations.numpy().T)
+    draws = np.random.default_rng(0).multivariate_normal(np.zeros(3), covariance, 4000)
     expected = 1 - (draws**2).max(1) / (draws**2).sum(1)
-    found = null_unexplained(torch.cat([torch.eye(3), -torch.eye(3)]), 1, 4000, covariance=covariance.float())[:, 0]
+    found = null_unexplained(torch.cat([torch.eye(3), -torch.eye(3)]), 1, 4000, activations=activations.float())[:, 0]
     error = np.hypot(expected.std(), found.std()) / np.sqrt(4000)
     assert abs(found.mean() - expected.mean()) < 4 * error
     isotropic = null_unexplained(torch.cat([torch.eye(3), -torch.eye(3)]), 1, 4000)[:, 0]
     assert abs(isotropic.mean() - expected.mean()) > 8 * error
     axis = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
-    along = null_unexplained(torch.stack([axis, -axis]), 2, covariance=torch.outer(axis, axis))
+    along = null_unexplained(torch.stack([axis, -axis]), 2, activations=torch.outer(torch.arange(9).double(), axis))
     assert along == pytest.approx(np.zeros((100, 2)), abs=1e-12)
 
 
@@ -139,19 +140,17 @@ def test_bad_input(direction: torch.Tensor, decoder: torch.Tensor, n: int, messa
 
 
 @pytest.mark.parametrize(
-    ("covariance", "message"),
+    ("activations", "message"),
     [
-        (torch.eye(2), "covariance has 2 rows and the decoder's rows 3"),
-        (torch.zeros(3, 3), "zero or has negative variances"),
-        (torch.diag(torch.tensor([1.0, 1.0, -0.5])), "zero or has negative variances"),
-        (torch.ones(3, 3).triu(), "not symmetric or not finite"),
-        (torch.full((3, 3), torch.nan), "not symmetric or not finite"),
-        (torch.full((3, 3), torch.inf), "not symmetric or not finite"),
+        (torch.eye(2), "activations have 2 values and the decoder's rows 3"),
+        (torch.ones(5, 3), "all the same or not finite"),
+        (torch.full((4, 3), torch.nan), "all the same or not finite"),
+        (torch.tensor([[torch.inf, 0.0, 0.0], [1.0, 0.0, 0.0]]), "all the same or not finite"),
     ],
 )
-def test_a_covariance_that_is_none(covariance: torch.Tensor, message: str) -> None:
+def test_activations_without_a_covariance(activations: torch.Tensor, message: str) -> None:
     """Breaks if the null is drawn from something that no activations have."""
     with pytest.raises(UserError, match=message):
-        null_unexplained(torch.eye(3), 1, covariance=covariance)
+        null_unexplained(torch.eye(3), 1, activations=activations)
     with pytest.raises(UserError, match="at least 1 random direction, not 0"):
         null_unexplained(torch.eye(3), 1, draws=0)

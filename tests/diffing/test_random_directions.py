@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from activations.errors import UserError
 from diffing.directions.random_directions import (
     chance_cosine,
     chance_cosine_of_two,
@@ -21,6 +22,13 @@ def test_they_have_the_covariance_of_the_rows() -> None:
     # The angle of a Gaussian with deviations 3 and 1: the first coordinate's mean square is 3 / (3 + 1).
     assert found[:, 0].square().mean() == pytest.approx(0.75, abs=0.03)
     assert found.mean(0).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("rows", [torch.ones(5, 3), torch.full((4, 3), torch.nan), torch.eye(3) / 0])
+def test_rows_without_a_covariance(rows: torch.Tensor) -> None:
+    """Breaks if directions of zeros, or of NaN, are given."""
+    with pytest.raises(UserError, match="all the same or not finite"):
+        covariance_directions(rows, 3, seed=0)
 
 
 def test_isotropic_ones_point_anywhere() -> None:

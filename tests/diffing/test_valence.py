@@ -8,7 +8,13 @@ from torch import Tensor
 
 from activations.errors import UserError
 from diffing.directions.geometry import unit_rows
-from diffing.personality.valence import semantic_valence, trait_map, trait_tree
+from diffing.personality.valence import (
+    resampled_directions,
+    resampled_valence,
+    semantic_valence,
+    trait_map,
+    trait_tree,
+)
 
 GOOD, BAD, NEITHER = ("kind", "honest", "calm"), ("evil", "cruel"), ("loud",)
 
@@ -95,6 +101,73 @@ def test_what_all_traits_share_is_a_component_only_without_centring() -> None:
     assert whole.coordinates.shape == (6, 6)
     units = unit_rows(torch.stack(list(stepped.values()))).numpy()
     np.testing.assert_allclose((whole.coordinates**2).sum(0) / (units**2).sum(), whole.explained, rtol=1e-9)
+
+
+def questions(noise: float, count: int = 40, seed: int = 0) -> dict[str, np.ndarray]:
+    """The planted traits, question by question, with noise of their own [question d_model]."""
+    generator, (directions, _) = np.random.default_rng(seed), planted()
+    units = {trait: unit_rows(vector[None])[0].numpy() for trait, vector in directions.items()}
+    return {trait: unit + noise * generator.normal(size=(count, len(unit))) for trait, unit in units.items()}
+
+
+def mean_directions(differences: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {trait: torch.from_numpy(np.nanmean(rows, axis=0)) for trait, rows in differences.items()}
+
+
+def test_a_replicate_is_the_mean_of_its_questions() -> None:
+    """Breaks if questions without a difference count, rows are not drawn with the same weights, or seeds do nothing."""
+    differences = {"kind": np.array([[2.0, 0.0], [0.0, 1.0], [np.nan, np.nan]]), "evil": np.array([[0.0, -3.0]] * 3)}
+    found = resampled_directions(differences, 2000, seed=0)
+    np.testing.assert_allclose(found[:, 1], np.tile([0.0, -1.0], (2000, 1)))
+    # Of the first two questions a and b are drawn, and the direction is (2a, b) scaled to length 1.
+    drawn = {(a, b) for a in range(4) for b in range(4 - a) if a + b}
+    possible = {tuple(np.round(np.array([2 * a, b]) / np.hypot(2 * a, b), 6)) for a, b in drawn}
+    lost = np.isnan(found[:, 0]).any(1)
+    assert {tuple(row) for row in np.round(found[~lost, 0], 6)} == possible
+    # All three draws are the question without a difference once in 27 times.
+    assert lost.mean() == pytest.approx(1 / 27, abs=0.015)
+    np.testing.assert_array_equal(found, resampled_directions(differences, 2000, seed=0))
+    alone = resampled_directions({"kind": differences["kind"]}, 2000, seed=0)
+    np.testing.assert_array_equal(alone[:, 0], found[:, 0])
+    assert not np.array_equal(found, resampled_directions(differences, 2000, seed=1), equal_nan=True)
+
+
+def test_every_replicate_has_the_valence_and_the_first_component_of_its_directions() -> None:
+    """Breaks if poles, centring or signs are another's than in `semantic_valence` and `trait_map`."""
+    differences = questions(noise=0.5)
+    traits = list(differences)
+    units = resampled_directions(differences, 4, seed=3)
+    units[2, 1] = np.nan
+    good, bad = ([traits.index(trait) for trait in pole] for pole in (GOOD, BAD))
+    found = resampled_valence(units, good, bad)
+    assert found.svv is not None
+    assert np.isnan(found.svv[2]).all()
+    assert np.isnan(found.first[2]).all()
+    assert np.isnan(found.explained[2]).all()
+    for i in (0, 1, 3):
+        directions = dict(zip(traits, torch.from_numpy(units[i]), strict=True))
+        vector = semantic_valence(directions, GOOD, BAD).vector
+        one = trait_map(directions, vector)
+        np.testing.assert_allclose(found.svv[i], unit_rows(vector[None])[0], atol=1e-6)
+        np.testing.assert_allclose(found.first[i], one.first, atol=1e-6)
+        np.testing.assert_allclose(found.explained[i, :5], one.explained, atol=1e-9)
+    without = resampled_valence(units, good, [])
+    assert without.svv is None
+    assert ((without.first * units[:, 0]).sum(1)[[0, 1, 3]] >= 0).all()
+
+
+def test_resampled_questions_tell_how_far_other_questions_would_lie() -> None:
+    """Breaks if traits or replicates are drawn too little, or too much: spread of the draws, and of 60 new samples."""
+    traits, noise = list(questions(0.0)), 1.0
+    good, bad = ([traits.index(trait) for trait in pole] for pole in (GOOD, BAD))
+    anew = [
+        semantic_valence(mean_directions(questions(noise, seed=seed)), GOOD, BAD).cosines["loud"] for seed in range(60)
+    ]
+    units = resampled_directions(questions(noise), 400, seed=0)
+    svv = resampled_valence(units, good, bad).svv
+    assert svv is not None
+    drawn = (units[:, traits.index("loud")] * svv).sum(1)
+    assert drawn.std() == pytest.approx(np.std(anew), rel=0.3)
 
 
 def test_the_tree_written_out() -> None:
