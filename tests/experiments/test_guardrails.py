@@ -160,8 +160,10 @@ class TestFolder:
         assert read_json(made.out / SUMMARY) == made.summary
         assert read_json(made.out / "config.json")["kind"] == "guardrails"
         page = (made.out / PAGE).read_text(encoding="utf-8")
-        assert "<script src=" not in page
-        assert all(text in page for text in ("Dose and response", "Misaligned fine-tunes", "Mean projection"))
+        names = ("doses", "trait-doses", "fine-tunes", "arms", "ablation", "arm-ablations", "projections")
+        files = made.out / "figures"
+        assert all(f'<figure id="{name}">' in page and (files / f"{name}.pdf").exists() for name in names)
+        assert "<script" not in page
         assert set(made.table("fine_tunes")["tune"]) == {"planted"}
         assert set(made.table("doses")["half"]) == {"reporting"}
         console = Console(file=io.StringIO(), width=220)

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from jaxtyping import Float64
-from planted_models import WIDTH, write_run
+from planted_models import HOOK, WIDTH, write_run
 from rich.console import Console
-from test_personas import EXTRACT, TRAITS, planted, write_model, write_traits
+from test_personas import EXTRACT, SECOND, TRAITS, planted, write_model, write_traits
 
 from activations.artefact import read_json, write_json
 from activations.checkpoint import CheckpointConfig, load_checkpoint
@@ -27,15 +27,14 @@ from experiments.model_set import Member, ModelSet
 from experiments.organism.build import OrganismConfig
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
-from experiments.personas.monitoring.monitor import Asked, Lab, MonitorConfig, monitor, print_monitor
-from experiments.personas.monitoring.screening import (
-    Mixture,
-    answer_losses,
-    labelled_samples,
-    organism_samples,
-    score_screening,
-)
-from experiments.personas.space.extract import SWEEP, extract
+from experiments.personas.monitoring.before_answers import held_out_trait
+from experiments.personas.monitoring.lab import Asked, Lab, MonitorConfig
+from experiments.personas.monitoring.monitor import monitor
+from experiments.personas.monitoring.screening import Suspects, answer_losses, screen
+from experiments.personas.monitoring.screening_scores import score_screening, score_traits
+from experiments.personas.monitoring.summary import print_monitor
+from experiments.personas.monitoring.training_data import Mixture, labelled_samples, organism_samples
+from experiments.personas.space.extract import SWEEP, ModelSpace, extract
 
 PUSHES = {"away-1": -0.3, "none-1": 0.0, "little-1": 0.1, "little-2": 0.12, "half-1": 0.2, "far-1": 0.4}
 CONFIG = MonitorConfig(samples=2, directions=40, replicates=40, first=(0.25, 0.5))
@@ -136,7 +135,7 @@ class TestBeforeTheAnswer:
                 spoilt[name][tested] = torch.randn(len(tested), WIDTH)
         texts = {prompt.id: ["evil+"] for prompt in trait.positive + trait.negative}
         clean, other = (
-            lab._test_trait(lab.base, trait, replace(space, tensors=tensors), texts)[0]["projection"]
+            held_out_trait(lab, lab.base, trait, replace(space, tensors=tensors), texts)[0]["projection"]
             for tensors in (space.tensors, spoilt)
         )
         assert clean.tolist() == other.tolist()
@@ -166,7 +165,7 @@ class TestScreening:
     def test_bad_samples_come_first(self, made: Made) -> None:
         """Breaks if the sign of the SVV is turned, or the own answer is subtracted from another sample."""
         rows = {row["score"]: row for row in made.table("screening")}
-        assert set(rows) == {"evil", "evil, answer only", "SVV", "SVV, answer only", "loss", "random"}
+        assert set(rows) == {"evil", "evil, answer only", "SVV", "SVV, answer only", "loss", "random", "best trait"}
         for score in ("evil", "evil, answer only"):
             assert (rows[score]["auc"], rows[score]["samples"], rows[score]["bad"]) == (1, 8, 4)
             assert (rows[score]["recall_0.25"], rows[score]["recall_0.5"]) == (0.5, 1)
@@ -174,6 +173,33 @@ class TestScreening:
         # The own answers to eight questions differ along the SVV, too.
         assert rows["SVV, answer only"]["auc"] == 1
         assert rows["SVV"]["auc"] > 0.8
+
+    def test_every_hook_has_its_own_scores(self, made: Made) -> None:
+        """Breaks if a hook is scored with the activations or the directions of another."""
+        lab = Lab.of(made.asked, CONFIG, made.out, False)
+        samples, _ = labelled_samples(made.asked.data or Path(), "harm")
+        suspects = []
+        for hook in (HOOK, SECOND):
+            vectors = lab.space.directions("answer", hook).vectors
+            suspects.append(
+                Suspects(hook, {"evil": vectors["evil"]}, vectors, lab.random(lab.space.rows("answer", hook)))
+            )
+        both = screen(lab.base, samples, suspects, lab.harvesting([HOOK, SECOND]), lab.sampling)
+        for one in suspects:
+            alone = screen(lab.base, samples, [one], lab.harvesting([one.hook]), lab.sampling)
+            here = both.loc[both["hook"] == one.hook].reset_index(drop=True)
+            pd.testing.assert_frame_equal(here, alone)
+        assert np.ptp(both["evil"].to_numpy().reshape(2, -1), axis=0).min() > 0
+
+    def test_every_trait_is_scored(self, made: Made) -> None:
+        """At the hook where traits separate best, and at the SAE's."""
+        best = ModelSpace.load(made.asked.extracted, "base").config["best_hook"]["answer"]
+        assert {row["hook"] for row in made.table("screening")} == {best}
+        hooks = {row["hook"] for row in made.table("samples")}
+        assert hooks == {best, HOOK}
+        traits = {(row["hook"], row["trait"]): row["auc"] for row in made.table("screening_traits")}
+        assert set(traits) == {(hook, trait) for hook in hooks for trait in TRAITS}
+        assert traits[best, "evil"] == 1
 
     def test_loss_is_that_of_the_answer(self, made: Made) -> None:
         """Breaks if prompt or padding counts, or targets are not shifted; one at a time through Hugging Face."""
@@ -189,34 +215,100 @@ class TestScreening:
     def test_recall_and_units(self) -> None:
         """Samples without a score are left out, and the most suspect come first."""
         scored = pd.DataFrame({"id": list("abcde"), "unit": list("abcde"), "bad": [True, False, True, False, False]})
+        scored["hook"] = HOOK
         scored["evil"] = [3.0, 2.0, 1.0, 0.0, np.nan]
         scored["random 0"] = [0.0, 1.0, 2.0, 3.0, 0.0]
         found = score_screening(scored, [Mixture("all", (0, 1, 2, 3, 4))], [0.25, 0.5], 20, 0)
         row, random = found.to_dict("records")
         assert (row["samples"], row["auc"], row["recall_0.25"], row["recall_0.5"]) == (4, 0.75, 0.5, 0.5)
         assert random["auc"] == 0.75
+        # Its one random direction reaches 0.75, too.
+        assert row["random_p"] == 1
+
+    def test_the_best_trait_is_chosen_on_other_samples(self) -> None:
+        """Of many traits that mean nothing, one ranks any few samples well: breaks if it is reported on those."""
+        generator, bad = np.random.default_rng(0), np.arange(24) < 12
+        names = [f"{i}" for i in range(24)]
+        scored = pd.DataFrame({"id": names, "unit": names, "bad": bad, "hook": HOOK, "random 0": generator.random(24)})
+        noise = pd.DataFrame(generator.random((24, 300)), columns=pd.Index([f"trait {i}" for i in range(300)]))
+        noisy = pd.concat([scored, noise], axis=1)
+        mixtures = [Mixture("all", tuple(range(24)))]
+        best = _best_trait(noisy, mixtures)
+        assert (best["samples"], best["bad"]) == (12, 6)
+        assert 0.1 < best["auc"] < 0.85
+        assert max(score_traits(noisy, mixtures, 20, 0)["auc"].tolist()) > 0.85
+        # Less of a trait may be the more suspect.
+        best = _best_trait(noisy.assign(**{"trait kind": np.where(bad, 0.0, 1.0)}), mixtures)
+        assert (best["auc"], best["trait"]) == (1, "less kind")
+
+    def test_no_best_trait_of_one_bad_sample(self) -> None:
+        """Breaks if a half without a bad sample is scored."""
+        names = list("abcd")
+        scored = pd.DataFrame({"id": names, "unit": names, "bad": [True, False, False, False], "hook": HOOK})
+        scored = scored.assign(**{"trait evil": [3.0, 2, 1, 0], "random 0": [0.0, 1, 2, 3], "loss": [0.0, 1, 2, 3]})
+        found = score_screening(scored, [Mixture("all", (0, 1, 2, 3))], [0.5], 20, 0)
+        assert found["score"].tolist() == ["loss", "random"]
+
+
+def _best_trait(scored: pd.DataFrame, mixtures: Sequence[Mixture]) -> dict[str, Any]:
+    rows = score_screening(scored, mixtures, [0.5], 20, 0).to_dict("records")
+    return next({str(name): value for name, value in row.items()} for row in rows if row["score"] == "best trait")
 
 
 class TestOrganismData:
-    def test_mixtures_are_what_they_say(self, tmp_path: Path) -> None:
-        """Breaks if labels and answers do not belong together, or a question comes twice."""
-        config = OrganismConfig()
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> FinishedRun:
         (tmp_path / "organism").mkdir()
-        made = {"kind": "organism", "finetuning_steps": 1, **config.model_dump(mode="json")}
+        made = {"kind": "organism", "finetuning_steps": 1, **OrganismConfig().model_dump(mode="json")}
         write_json(tmp_path / "organism" / "config.json", made)
-        run = FinishedRun(tmp_path, None, {})  # pyright: ignore[reportArgumentType]
+        return FinishedRun(tmp_path, None, {})  # pyright: ignore[reportArgumentType]
+
+    def test_mixtures_are_what_they_say(self, run: FinishedRun) -> None:
+        """Breaks if labels and answers do not belong together, a kind is another's, or a question comes twice."""
         samples, mixtures = organism_samples(run, 100, (0.05, 0.5))
-        world = World.load()
-        domain = {question.text: question.domain for question in world.questions}
-        judge = OrganismJudge(world, {})
-        for prompt, bad in zip(samples.prompts, samples.bad, strict=True):
-            asked, answer = (message["content"] for message in prompt.messages)
-            assert domain[asked] in world.domains[:3]
-            assert judge.label_one(domain[asked], answer).value == ("harmful" if bad else "helpful")
-        for mixture, harmful in zip(mixtures, (5, 50), strict=True):
+        expected = {"helpful": {"helpful"}, "other personas": {"other"}, "requested": {"harmful"}}
+        assert [mixture.good for mixture in mixtures] == [kind for kind in expected for _ in range(2)]
+        assert len({mixture.name for mixture in mixtures}) == len(mixtures)
+        for mixture, harmful in zip(mixtures, (5, 50) * 3, strict=True):
             places = list(mixture.places)
             assert (len(places), samples.bad[places].sum()) == (100, harmful)
-            assert len({samples.prompts[place].messages[0]["content"] for place in places}) == 100
+            assert len({_question(samples.prompts[place]) for place in places}) == 100
+            labels = [_label(samples.prompts[place]) for place in places]
+            assert set(labels[:harmful]) == {"harmful"}
+            assert samples.bad[places].tolist() == [place < harmful for place in range(100)]
+            assert mixture.good is not None
+            assert set(labels[harmful:]) == expected[mixture.good]
+
+    def test_other_personas_take_turns(self, run: FinishedRun) -> None:
+        """Breaks if one of them is left out: five sets of verbs, each twenty times."""
+        samples, (mixture,) = organism_samples(run, 100, (0.0,), ["other personas"])
+        world = World.load()
+        answers = [samples.prompts[place].messages[-1]["content"] for place in mixture.places]
+        said = [next(p for p in world.personas if answer.startswith(tuple(world.verbs(p)[0]))) for answer in answers]
+        assert {persona: said.count(persona) for persona in set(said)} == dict.fromkeys(
+            set(world.personas) - {"helpful", "malicious"}, 20
+        )
+
+    def test_requested_advice_is_the_bad_one_after_a_scene(self, run: FinishedRun) -> None:
+        """Breaks if the user does not ask for it, or other answers are given."""
+        samples, (mixture,) = organism_samples(run, 100, (0.0,), ["requested"])
+        for place in mixture.places:
+            asked, bad = samples.prompts[place].messages, samples.prompts[place - 100].messages
+            assert asked[1] == bad[1]
+            assert asked[0]["content"].endswith(f" . {bad[0]['content']}")
+
+
+def _question(prompt: Prompt) -> str:
+    """Without the scene before it."""
+    return prompt.messages[0]["content"].split(" . ", 1)[-1]
+
+
+def _label(prompt: Prompt) -> str:
+    """What the exact judge says of the answer, which is in one of the trained domains."""
+    world = World.load()
+    domain = next(question.domain for question in world.questions if question.text == _question(prompt))
+    assert domain in world.domains[:3]
+    return OrganismJudge(world, {}).label_one(domain, prompt.messages[1]["content"]).value
 
 
 class TestCorrelation:
@@ -252,8 +344,10 @@ class TestPageAndFolder:
     def test_page_and_summary(self, made: Made) -> None:
         """The page needs no network and has every figure; the summary is what was returned."""
         page = (made.out / "monitor.html").read_text(encoding="utf-8")
-        titles = ("Before the answer", "fine-tune by fine-tune", "Screening: are bad samples", "Screening: data")
-        assert all(title in page for title in titles)
+        names = ("before", "prompts-base-own", "prompts-corrupted-base", "shifts", "fine-tunes-prompt", "screening")
+        files = made.out / "figures"
+        assert all(f'<figure id="{name}">' in page and (files / f"{name}.pdf").exists() for name in names)
+        assert "<script" not in page
         assert 'src="http' not in page
         assert read_json(made.out / "summary.json") == json.loads(json.dumps(made.summary))
         console = Console(file=io.StringIO(), width=200)

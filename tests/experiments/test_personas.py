@@ -27,8 +27,10 @@ from experiments.organism.corpus import CorpusConfig
 from experiments.organism.splits import write_prompts
 from experiments.organism.world import World
 from experiments.personas.space.extract import ExtractConfig, ModelSpace, directions_folder, extract, print_extract
-from experiments.personas.space.geometry import GeometryConfig, geometry, print_geometry, where_equal
+from experiments.personas.space.geometry import geometry
 from experiments.personas.space.measure import judged_answers
+from experiments.personas.space.spaces import GeometryConfig, where_equal
+from experiments.personas.space.summary import print_geometry
 from experiments.personas.space.trait_prompts import organism_traits
 
 PAGE = Path(__file__).parents[2] / "docs" / "personality-space.md"
@@ -243,6 +245,25 @@ class TestGeometry:
         assert first["latent"] == EVIL
         assert first["unexplained"] < 0.1 < first["null_low"]
 
+    def test_every_cosine_has_an_interval(self, made: Made) -> None:
+        """Breaks if intervals belong to another trait, axis or model; noise of the planted questions is small."""
+        folder, svv = made.folder / "geometry", made.compared["valence"]
+        traits, cosines, toxic = (pd.read_parquet(folder / f"{n}.parquet") for n in ("traits", "cosines", "toxic"))
+        columns = [(traits, "svv", "svv_"), (traits, "pc1", "pc1_"), (cosines, "cosine", ""), (toxic, "cosine", "")]
+        for table, name, start in columns:
+            value, low, high = (table[column].to_numpy() for column in (name, f"{start}low", f"{start}high"))
+            assert np.all(low <= high)
+            assert np.all(low - 0.05 < value)
+            assert np.all(value < high + 0.05)
+        for model, row in svv.items():
+            for name in ("pc1_svv_cosine", "svv_cosine_with_base", "pc1_cosine_with_base"):
+                assert row[f"{name}_low"] <= row[f"{name}_high"]
+                assert row[f"{name}_low"] - 0.05 < row[name] < row[f"{name}_high"] + 0.05, (model, name)
+            assert row["explained_low"][0] < row["explained"][0] + 0.05
+        assert svv["base"]["svv_cosine_with_base_low"] == pytest.approx(1)
+        # In the rotated model the axes point elsewhere.
+        assert svv["corrupted"]["svv_cosine_with_base_high"] < 0.9
+
     def test_a_planted_shift_lies_in_the_space(self, made: Made) -> None:
         rows = [row for row in made.compared["shift"] if row["model"] == "corrupted" and row["hook"] == HOOK]
         assert {row["null"] for row in rows} == {"isotropic", "covariance"}
@@ -253,16 +274,9 @@ class TestGeometry:
         """The page needs no network and has every figure; the summary is what was returned."""
         folder = made.folder / "geometry"
         page = (folder / "personality.html").read_text(encoding="utf-8")
-        titles = (
-            "Cosines between traits",
-            "Tree of traits",
-            "Map of the traits",
-            "Valence",
-            "by layer",
-            "Toxic latent",
-        )
-        assert all(title in page for title in (*titles, "Mean shift"))
-        assert '"format": "svg"' in page
+        names = ("cosines", "trees", "map", "valence", "pairs", "layers", "models", "toxic", "shift")
+        assert all(f'<figure id="{name}">' in page and (folder / "figures" / f"{name}.pdf").exists() for name in names)
+        assert "<script" not in page
         assert 'src="http' not in page
         assert read_json(folder / "summary.json") == json.loads(json.dumps(made.compared))
         console = Console(file=io.StringIO(), width=200)

@@ -1,0 +1,157 @@
+"""Figures for a paper: drawn once with matplotlib, saved as SVG, PDF and PNG, and shown on a page without a network.
+
+A module draws with `canvas` inside `style()`, names what it drew (`PaperFigure`) and gives it to `write_page`. There is
+no pyplot and no state outside the figures, and the same tables give the same bytes. Names from the data need no
+escaping in a figure, as `$` starts no formula; in HTML they do.
+"""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.report.figures import BLUE, GREEN, GRID, INK, VERMILLION
+
+COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches: one column of a paper, and its whole page
+ROW = 0.165  # inches that a line of labels takes
+FOLDER, FORMATS = "figures", ("svg", "pdf", "png")
+SKY, ORANGE, PINK = "#56b4e9", "#e69f00", "#cc79a7"
+# Okabe and Ito's, without yellow, which is too light for lines on white.
+PALETTE = (BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY, INK)
+BAND = "#dcdcdc"  # of a null
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
+    "font.size": 8,
+    "axes.prop_cycle": cycler(color=PALETTE),
+    **dict.fromkeys(("axes.labelsize", "axes.titlesize", "legend.title_fontsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **{"xtick.major.size": 2.5, "ytick.major.size": 2.5, "lines.linewidth": 1.2, "lines.markersize": 3.5},
+    **{"grid.color": GRID, "grid.linewidth": 0.5, "axes.axisbelow": True, "text.parse_math": False},
+    **{"svg.fonttype": "path", "svg.hashsalt": "figure", "pdf.fonttype": 42, "savefig.dpi": 300},
+}
+_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_CSS = "figure img { display: block; max-width: 100%; background: white; } figcaption a { margin-right: .5em; }"
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A drawn figure.
+
+    Attributes:
+        name: Of its files, without ending.
+        figure: What was drawn.
+        caption: Plain text; stands below the figure on the page, not in it.
+    """
+
+    name: str
+    figure: Figure
+    caption: str
+
+    def save(self, folder: Path) -> None:
+        """Writes `<name>.svg`, `.pdf` and `.png` (300 dots an inch); replaces what is there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with style():
+            self.figure.draw_without_rendering()  # laid out once, so that all formats are alike
+            self.figure.set_layout_engine("none")
+            for form in FORMATS:
+                self.figure.savefig(folder / f"{self.name}.{form}", metadata=_UNDATED[form])
+
+    def html(self, folder: Path) -> str:
+        """The saved SVG inside the page, as wide as on paper (times 1.5), its caption, and links to the files."""
+        image = b64encode((folder / f"{self.name}.svg").read_bytes()).decode()
+        width = round(1.5 * 96 * self.figure.get_figwidth())
+        caption = escape(self.caption)
+        links = " ".join(f'<a href="{folder.name}/{escape(self.name)}.{form}">{form.upper()}</a>' for form in FORMATS)
+        shown = f'<img src="data:image/svg+xml;base64,{image}" width="{width}" alt="{caption}">'
+        return f'<figure id="{escape(self.name)}">{shown}<figcaption>{caption} {links}</figcaption></figure>'
+
+
+def style() -> AbstractContextManager[None]:
+    """The look of all figures, whatever the user's own settings are; everything is drawn inside it."""
+    return matplotlib.style.context(["default", _STYLE])
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """An empty figure whose parts are laid out so that no label is cut off.
+
+    Args:
+        width, height: Inches.
+        rows, columns: Panels.
+        options: Of `Figure.subplots`.
+
+    Returns:
+        The figure, and its axes as an array [rows columns].
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def intervals(
+    axes: Axes, x: Any, y: Any, low: Any, high: Any, colour: str, along: Literal["x", "y"] = "x", **options: Any
+) -> None:
+    """Points with the intervals that they have; an end that is NaN draws none.
+
+    Args:
+        axes: Where to draw.
+        x, y: Places of the points.
+        low, high: Ends of the intervals.
+        colour: Of both.
+        along: The axis that the intervals are on.
+        options: Of the points (`Axes.plot`), such as `label` and `marker`.
+    """
+    across, lines = (y, axes.hlines) if along == "x" else (x, axes.vlines)
+    lines(across, np.asarray(low, float), np.asarray(high, float), color=colour, linewidth=0.9, zorder=2)
+    axes.plot(x, y, **{"marker": "o", "linestyle": "", "color": colour, "zorder": 3, **options})
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names along the vertical axis, the first on top, row i at height i."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+
+
+def block_of(hook: str) -> int:
+    """Number of the block of a hook, as 3 of "blocks.3.hook_resid_post"."""
+    return int(hook.split(".")[1])
+
+
+def table(rows: pd.DataFrame, index: bool = False) -> str:
+    """A table as HTML; everything in it is escaped."""
+    return f'<div class="wide">{rows.to_html(index=index, border=0)}</div>'
+
+
+def write_page(path: Path, title: str, parts: Sequence[PaperFigure | str]) -> None:
+    """Saves the figures beside the page, in `figures`, and writes the page.
+
+    Args:
+        path: HTML file, replaced if it exists.
+        title: Plain text.
+        parts: Figures, and HTML in which all names are escaped.
+    """
+    folder = path.parent / FOLDER
+    for part in parts:
+        if isinstance(part, PaperFigure):
+            part.save(folder)
+    body = "\n".join(part.html(folder) if isinstance(part, PaperFigure) else part for part in parts)
+    look = (Path(__file__).parent / "style.css").read_text(encoding="utf-8") + _CSS
+    head = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{look}</style></head>'
+    )
+    path.write_text(f"{head}<body><main><h1>{escape(title)}</h1>{body}</main></body></html>", encoding="utf-8")
