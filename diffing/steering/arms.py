@@ -27,6 +27,7 @@ class Operation(StrEnum):
     SUBTRACT = "subtract"
     ABLATE = "ablate"
     ABLATE_TO_MEAN = "ablate_to_mean"
+    CAP = "cap"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from activations.prompts import Prompt
 from diffing.behavior.measure import Behavior, Record
 from diffing.behavior.rates import LabelCounts, score
 from diffing.steering.arms import Cell, Operation
-from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
+from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention
 
 CELLS_AT_ONCE = 32
 _Key = tuple[str, str, float]
@@ -120,12 +120,19 @@ def _groups(cells: Sequence[Cell], missing: Sequence[int]) -> list[list[int]]:
 def _builder(cell: Cell) -> Callable[[Sequence[Cell], Bench], Intervention]:
     if cell.operation in (Operation.NONE, Operation.ADD, Operation.SUBTRACT):
         return _additions
+    if cell.operation == Operation.CAP:
+        return _caps
     return _latent_ablations if cell.arm.kind == "latent" else _direction_ablations
 
 
 def _additions(cells: Sequence[Cell], bench: Bench) -> Add:
     sign = {Operation.NONE: 0.0, Operation.ADD: 1.0, Operation.SUBTRACT: -1.0}
     return Add(_rows([sign[c.operation] * c.strength * bench.residual_norm * c.arm.unit for c in cells], bench))
+
+
+def _caps(cells: Sequence[Cell], bench: Bench) -> Cap:
+    floors = torch.tensor([c.strength * bench.residual_norm for c in cells], device=bench.sae.device)
+    return Cap(_rows([c.arm.unit for c in cells], bench), floors)
 
 
 def _direction_ablations(cells: Sequence[Cell], bench: Bench) -> AblateDirection:

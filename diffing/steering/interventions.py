@@ -1,7 +1,8 @@
 """What steering does to the residual stream, with a row of its own for every sequence of the batch.
 
 Formulas (METHODS: "Steering"): add `h + c*r*u`; ablate a latent `h - a_i(h) d_i`; ablate a direction `h - (h.u)u`, or
-with the base's mean projection put back, `h - (h.u)u + m u`.
+with the base's mean projection put back, `h - (h.u)u + m u`. Cap (Lu et al. 2026, arXiv 2601.10387): only where
+`h.u` is less than a floor, raise it to that, `h + max(0, f - h.u) u`.
 """
 
 from dataclasses import dataclass
@@ -52,6 +53,23 @@ class AblateDirection:
 
     def take(self, rows: Int[Tensor, "taken"]) -> "AblateDirection":
         return AblateDirection(self.units[rows], self.means[rows])
+
+
+@dataclass(frozen=True)
+class Cap:
+    """Raises each position's projection on its row's unit vector to the row's floor where it is less."""
+
+    units: Float[Tensor, "batch d_model"]
+    floors: Float[Tensor, "batch"]
+
+    def __call__(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        units = self.units.to(h.dtype)
+        projection = einsum(h, units, "batch pos d_model, batch d_model -> batch pos")
+        missing = (rearrange(self.floors.to(h.dtype), "batch -> batch 1") - projection).clamp(min=0)
+        return h + einsum(missing, units, "batch pos, batch d_model -> batch pos d_model")
+
+    def take(self, rows: Int[Tensor, "taken"]) -> "Cap":
+        return Cap(self.units[rows], self.floors[rows])
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from diffing.steering.arms import (
     untouched,
 )
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
-from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
+from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention
 from diffing.steering.proof import INSIDE, Pair, Proof, ProofConfig, prove
 from diffing.steering.verdict import (
     Evidence,
@@ -91,6 +91,19 @@ class TestInterventions:
         projections = torch.einsum("rpd,rd->rp", out, UNITS)
         torch.testing.assert_close(projections, means[:, None].expand(3, 7), atol=1e-5, rtol=1e-5)
 
+    def test_cap_raises_what_is_below_the_floor_and_leaves_the_rest_alone(self):
+        """Breaks if positions above the floor move, or the others move anywhere but along the unit vector."""
+        floors = torch.tensor([0.5, -0.3, 0.0])
+        out = Cap(UNITS, floors)(H)
+        before, after = (torch.einsum("rpd,rd->rp", h, UNITS) for h in (H, out))
+        below = before < floors[:, None]
+        assert below.any()
+        assert not below.all()
+        assert torch.equal(out[~below], H[~below])
+        torch.testing.assert_close(after[below], floors[:, None].expand(3, 7)[below], atol=1e-5, rtol=1e-5)
+        moved = H + (after - before)[..., None] * UNITS[:, None]
+        torch.testing.assert_close(out, moved, atol=1e-5, rtol=1e-5)
+
     @pytest.mark.parametrize("rescale", [False, True])
     def test_ablated_latent_equals_decoding_without_it(self, rescale: bool):
         """`h - (decode(a) - decode(a without latent i))`, whether or not the SAE counts activity in decoder norms."""
@@ -109,8 +122,13 @@ class TestInterventions:
 
     @pytest.mark.parametrize(
         "intervention",
-        [Add(UNITS), AblateDirection(UNITS, torch.tensor([0.0, 1, 2])), AblateLatent(random_sae(), torch.arange(3))],
-        ids=["add", "ablate direction", "ablate latent"],
+        [
+            Add(UNITS),
+            AblateDirection(UNITS, torch.tensor([0.0, 1, 2])),
+            AblateLatent(random_sae(), torch.arange(3)),
+            Cap(UNITS, torch.tensor([0.0, 1, -1])),
+        ],
+        ids=["add", "ablate direction", "ablate latent", "cap"],
     )
     def test_each_row_of_a_batch_equals_the_row_alone(self, intervention: Intervention):
         rows = torch.tensor([2, 0, 0, 1])
@@ -122,7 +140,7 @@ class TestInterventions:
     def test_keeps_the_number_format(self):
         half = H.to(torch.bfloat16)
         latent = AblateLatent(random_sae(), torch.arange(3))
-        for intervention in (Add(UNITS), AblateDirection(UNITS, torch.ones(3)), latent):
+        for intervention in (Add(UNITS), AblateDirection(UNITS, torch.ones(3)), Cap(UNITS, torch.ones(3)), latent):
             assert intervention(half).dtype == torch.bfloat16
 
 
@@ -356,6 +374,7 @@ class TestTranscripts:
             Cell(latent, Operation.ABLATE),
             Cell(direction, Operation.ABLATE),
             Cell(direction, Operation.ABLATE_TO_MEAN),
+            Cell(direction, Operation.CAP, 0.5),
         ]
 
     def run(self, bench: Bench, model: Checkpoint, file: Path) -> list[CellResult]:
@@ -392,6 +411,9 @@ class TestTranscripts:
             unit, mean = cell.arm.unit[None], cell.arm.base_mean
             if cell.operation == Operation.NONE:
                 expected = sample_answers(model, asked, self.answers(bench).sampling)
+            elif cell.operation == Operation.CAP:
+                capped = Cap(unit, torch.tensor([cell.strength * 2.0]))
+                expected = sample_answers(model, asked, self.answers(bench).sampling, HOOK, capped)
             elif push is not None:
                 intervention: Intervention = Add(push * cell.strength * 2.0 * unit)
                 expected = sample_answers(model, asked, self.answers(bench).sampling, HOOK, intervention)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,8 +19,12 @@ from activations.artefact import finish_artefact, read_json, write_json
 from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.errors import UserError
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.steering.arms import Operation
+from diffing.steering.transfer import Reach, Treatment
+from experiments.convergence.lab import Outcome, Source
 from experiments.model_set import Member, ModelSet
 from experiments.personas.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
+from experiments.personas.guardrails.sparing import spares
 from experiments.personas.guardrails.summary import print_guardrails
 from experiments.personas.space.extract import KIND as SPACE_KIND
 from experiments.personas.space.extract import directions_folder
@@ -154,13 +159,48 @@ class TestPlantedTruth:
         assert doses.loc[("corrupted", "add"), ["capability", "capability_change"]].tolist() == [1, 1]
 
 
+class TestSparing:
+    """Amplification and capping at doses that leave the base as it is."""
+
+    def test_both_repair_and_the_base_stays(self, made: Made) -> None:
+        """The base lies on the good side already, so nothing is lost; breaks if an arm points the wrong way."""
+        rows = {(row["arm"], row["operation"]): row for row in made.summary["sparing"]}
+        for arm in ("SVV", "PC1", "-evil"):
+            for operation in ("add", "cap"):
+                row = rows[arm, operation]
+                assert (row["corrupted_harmful"], row["base_helpful"], row["base_capability"]) == (0, 1, 1)
+                assert row["reached"] == ["strong", "other"]
+        random = [row for row in made.summary["sparing"] if row["kind"] in ("isotropic", "covariance")]
+        assert {row["operation"] for row in random} == {"add", "cap"}
+        assert all(row["corrupted_harmful"] == 1 for row in random)
+
+    @pytest.mark.parametrize(
+        ("base", "corrupted", "spared"),
+        [
+            ([9, 0, 0, 1], [0, 9, 0, 1], True),  # a tenth is lost: just within
+            ([8, 0, 2, 0], [0, 9, 0, 1], False),  # two helpful answers of ten are lost in the base
+            ([9, 0, 1, 0], [0, 8, 0, 2], False),  # two more are incoherent in the corrupted model
+        ],
+    )
+    def test_what_spares(self, base: list[int], corrupted: list[int], spared: bool) -> None:
+        """Breaks if either model's coherence or the base's helpfulness is not looked at."""
+        plain = {"base": [10, 0, 0, 0], "corrupted": [0, 10, 0, 0]}
+        treatment = Treatment(Operation.CAP, Reach.ONE, HOOK, 0.2)
+        source = Source("SVV", "", "valence", {HOOK: torch.ones(WIDTH)})
+        in_base, in_corrupted = (
+            Outcome(name, "selection", source, treatment, np.array([counts]), np.array([plain[name]]))
+            for name, counts in (("base", base), ("corrupted", corrupted))
+        )
+        assert spares(in_base, in_corrupted, 0.1) == spared
+
+
 class TestFolder:
     def test_holds_all_of_it(self, made: Made) -> None:
         """Breaks if a file is missing, the page fetches something, or what is printed lacks a part."""
         assert read_json(made.out / SUMMARY) == made.summary
         assert read_json(made.out / "config.json")["kind"] == "guardrails"
         page = (made.out / PAGE).read_text(encoding="utf-8")
-        names = ("doses", "trait-doses", "fine-tunes", "arms", "ablation", "arm-ablations", "projections")
+        names = ("doses", "trait-doses", "fine-tunes", "arms", "sparing", "ablation", "arm-ablations", "projections")
         files = made.out / "figures"
         assert all(f'<figure id="{name}">' in page and (files / f"{name}.pdf").exists() for name in names)
         assert "<script" not in page

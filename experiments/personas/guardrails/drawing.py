@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from diffing.steering.arms import Operation
 from experiments.personas.guardrails.summary import HARMFUL_TARGET
 from experiments.personas.guardrails.vectors import CONTROLS, PC1, PERSONA, SVV, TRAIT
 from experiments.report.figures import BLUE, GRID, INK, MUTED, VERMILLION, where
@@ -192,6 +193,37 @@ def arm_dots(summary: Mapping[str, Any]) -> PaperFigure:
         f"{HARMFUL_TARGET:.0%}."
     )
     return PaperFigure("arms", figure, caption)
+
+
+def sparing_dots(summary: Mapping[str, Any]) -> PaperFigure:
+    """What amplification and capping repair and cost, at doses that leave the base as it is."""
+    treated = [row for row in summary["sparing"] if row["kind"] not in CONTROLS]
+    names = list(dict.fromkeys(row["arm"] for row in treated))
+    looks = {str(Operation.ADD): (ORANGE, "s", "amplified"), str(Operation.CAP): (BLUE, "o", "capped")}
+    panels_of = {
+        "corrupted_harmful": "harmful, corrupted",
+        "harmful": "harmful, fine-tunes",
+        "helpful": "helpful, fine-tunes",
+        "base_helpful": "helpful, base",
+        "base_capability": "capability, base",
+    }
+    figure, (panels,) = canvas(PAGE_WIDTH, 0.9 + 1.6 * ROW * len(names), 1, len(panels_of), sharey=True)
+    name_rows(panels[0], names)
+    for axes, (column, label) in zip(panels, panels_of.items(), strict=True):
+        for row in treated:
+            colour, marker, _ = looks[row["operation"]]
+            place = names.index(row["arm"]) + (0.15 if row["operation"] == Operation.CAP else -0.15)
+            ends = (row["corrupted_low"], row["corrupted_high"]) if column == "corrupted_harmful" else (np.nan, np.nan)
+            intervals(axes, [row[column]], [place], [ends[0]], [ends[1]], colour, marker=marker)
+        _percent(axes, label)
+        axes.set_xticks([0, 0.5, 1])
+    _legend(figure, [_point(name, colour, marker=marker) for colour, marker, name in looks.values()])
+    caption = (
+        "Amplification at every position, and capping (the projection is raised only where it is below a floor), each "
+        "at the dose that repairs the run's corrupted model most without making the base less helpful or either model "
+        "less coherent by more than the budget, chosen on other questions. Capability was not chosen by."
+    )
+    return PaperFigure("sparing", figure, caption)
 
 
 def ablations(summary: Mapping[str, Any]) -> PaperFigure:

@@ -38,6 +38,7 @@ from experiments.finished_run import FinishedRun
 from experiments.model_set import Member, ModelSet
 from experiments.personas.guardrails.capability import Capability
 from experiments.personas.guardrails.page import write_page
+from experiments.personas.guardrails.sparing import sparing_doses, sparing_rows, with_controls
 from experiments.personas.guardrails.summary import summarise
 from experiments.personas.guardrails.vectors import (
     SVV,
@@ -70,6 +71,11 @@ class GuardrailsConfig(BaseModel):
         min_length=1,
         description="Strengths, in mean residual norms of the base.",
     )
+    floors: tuple[float, ...] = Field(
+        default=(0.0, 0.2, 0.4, 0.6, 0.8),
+        min_length=1,
+        description="Floors of capping, in mean residual norms of the base.",
+    )
     budget: float = Field(default=0.1, ge=0, le=1, description="Extra incoherent answers allowed.")
     controls: int = Field(default=8, ge=1, description="Random directions of each of three kinds.")
     least_harmful: float = Field(
@@ -89,6 +95,7 @@ class Findings:
     doses: list[Outcome] = field(default_factory=list)
     ablations: list[Outcome] = field(default_factory=list)
     fine_tunes: list[Outcome] = field(default_factory=list)
+    sparing: list[Outcome] = field(default_factory=list)
     projections: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -128,8 +135,12 @@ def guardrails(
     repair = best_doses(lab, corrupted, arms, config, Operation.ADD, lambda o: repaired(o.scores))
     induce = best_doses(lab, lab.base, arms, config, Operation.SUBTRACT, lambda o: o.scores.harmful)
     capability = treat_own(lab, (lab.base, corrupted), arms, repair[SVV], config, found)
-    visit(lab, models, arms, repair, config, found)
+    chosen = sparing_doses(lab, corrupted, arms, config.strengths, config.floors, config.budget)
+    spared = with_controls(chosen, arms)
+    exact = spare_own(lab, (lab.base, corrupted), spared, found)
+    visit(lab, models, arms, repair, spared, config, found)
     tables = _tables(found, arms, models, capability)
+    tables["sparing"] = sparing_rows(found.sparing, exact, {member.name: member.kind for member in models.members})
     summary = summarise(tables, found.fine_tunes, positions, repair, induce, config.budget)
     summary["wall_seconds"] = round(time.perf_counter() - started, 1)
     for name, table in tables.items():
@@ -249,6 +260,18 @@ def treat_own(
     return capability_rows(lab, models, arms, amplified, config.strengths)
 
 
+def spare_own(
+    lab: Lab, models: Sequence[Checkpoint], pairs: Sequence[tuple[Source, Treatment]], found: Findings
+) -> dict[str, list[LabelCounts]]:
+    """Sparing doses in base and corrupted model, added to `found`; returns their capability, if that was asked for."""
+    test, exact = Capability.of(lab), {}
+    for model in models:
+        found.sparing += lab.treat(model, lab.reporting, pairs)
+        if test is not None:
+            exact[model.role] = test.observe(model, pairs)
+    return exact
+
+
 def capability_rows(
     lab: Lab, models: Sequence[Checkpoint], arms: Arms, amplified: Treatment, strengths: Sequence[float]
 ) -> pd.DataFrame:
@@ -275,6 +298,7 @@ def visit(
     models: ModelSet,
     arms: Arms,
     repair: Mapping[str, Treatment],
+    spared: Sequence[tuple[Source, Treatment]],
     config: GuardrailsConfig,
     found: Findings,
 ) -> None:
@@ -292,6 +316,7 @@ def visit(
         mild = _is_mild(member, config.mild)
         if misaligned:
             found.fine_tunes += lab.treat(model, lab.reporting, pairs)
+            found.sparing += lab.treat(model, lab.reporting, spared)
         if mild:
             found.ablations += ablate(lab, model, replace(arms, treated=[arms.svv]))
         if misaligned or mild:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.personas.guardrails import drawing
-from experiments.personas.guardrails.summary import ablation_name, between, finding
+from experiments.personas.guardrails.summary import ablation_name, between, finding, sparing_cells
 from experiments.personas.guardrails.vectors import SVV
 from experiments.report import paper
 from experiments.report.figures import where
@@ -28,6 +28,7 @@ def write_page(path: Path, tables: Mapping[str, pd.DataFrame], summary: Mapping[
             drawing.trait_doses(tables["doses"]),
             drawing.before_and_after(tables["fine_tunes"]),
             drawing.arm_dots(summary),
+            drawing.sparing_dots(summary),
             drawing.ablations(summary),
             drawing.arm_ablations(summary),
             drawing.projections(tables["projections"]),
@@ -35,6 +36,7 @@ def write_page(path: Path, tables: Mapping[str, pd.DataFrame], summary: Mapping[
     parts = [f"<p>{escape(finding(summary))}</p>", *(figure for figure in figures if figure is not None)]
     for title, rows in (
         ("Each arm in all misaligned fine-tunes", _arm_rows(summary)),
+        ("Amplified and capped, sparing the base", sparing_cells(summary)),
         ("The SVV ablated, as chosen on the selection questions", _ablation_rows(summary)),
         ("Each arm ablated at all layers", _arm_ablation_rows(summary)),
         ("Fine-tunes", _fine_tune_rows(tables["fine_tunes"])),

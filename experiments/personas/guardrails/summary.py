@@ -12,6 +12,7 @@ from diffing.behavior.rates import score
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
 from experiments.convergence.lab import Outcome
+from experiments.personas.guardrails.sparing import summarise_sparing
 from experiments.personas.guardrails.vectors import CONTROLS, SVV
 from experiments.report.figures import where
 from experiments.results import BASE, CORRUPTED
@@ -33,7 +34,7 @@ def summarise(
     """What `summary.json` holds; all rates are those of the reporting questions.
 
     Args:
-        tables: "doses", "ablations", "fine_tunes" and "projections".
+        tables: "doses", "ablations", "fine_tunes", "projections" and "sparing".
         fine_tunes: The outcomes of which "fine_tunes" is the table.
         positions: Those that were chosen.
         repair, induce: The treatment that was chosen for each arm in the corrupted model and in the base.
@@ -50,6 +51,7 @@ def summarise(
             mean and most that any control's ablation does.
         ablation_of_arms: By arm, what taking out each layer's own does in the base and in the corrupted model.
         projections: How far ablation moves the base along the SVV, beside how far corruption does (`_moved`).
+        sparing: Amplification and capping at doses that spare the base (`summarise_sparing`).
     """
     amplified, doses = repair[SVV], tables["doses"]
     return {
@@ -61,6 +63,7 @@ def summarise(
         "ablation": [_ablated(rows, str(model), budget) for model, rows in _by(tables["ablations"], "model")],
         "ablation_of_arms": _everywhere(tables["ablations"]),
         "projections": _moved(tables["projections"], amplified.hook),
+        "sparing": summarise_sparing(tables["sparing"], HARMFUL_TARGET, HELPFUL_TARGET),
     }
 
 
@@ -201,6 +204,35 @@ def finding(summary: Mapping[str, Any]) -> str:
     )
 
 
+def sparing_cells(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What each arm does at its sparing doses; of each kind of control the one that repairs the fine-tunes most."""
+    random: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in summary["sparing"]:
+        key = row["kind"], row["operation"]
+        if row["kind"] in CONTROLS and row["helpful"] - row["harmful"] > _gain(random.get(key)):
+            random[key] = row
+    shown = [*(row for row in summary["sparing"] if row["kind"] not in CONTROLS), *random.values()]
+    return [
+        {
+            "arm": row["arm"],
+            "dose": f"{row['operation']} {row['strength']:g}, {row['hook'].removesuffix('.hook_resid_post')}",
+            "corrupted: harmful": between(row, "corrupted_"),
+            "helpful": f"{row['corrupted_helpful']:.1%}",
+            "capability": f"{row['corrupted_capability']:.1%}",
+            "base: helpful": f"{row['base_helpful']:.1%}",
+            "base: capability": f"{row['base_capability']:.1%}",
+            "fine-tunes: harmful": f"{row['harmful']:.1%}",
+            "fine-tunes: helpful": f"{row['helpful']:.1%}",
+            "reach the target": f"{len(row['reached'])} of {row['models']}",
+        }
+        for row in shown
+    ]
+
+
+def _gain(row: Mapping[str, Any] | None) -> float:
+    return -np.inf if row is None else row["helpful"] - row["harmful"]
+
+
 def between(row: Mapping[str, Any], prefix: str = "") -> str:
     """Harmful rate with its interval."""
     harmful, low, high = (row[f"{prefix}{name}"] for name in ("harmful", "low", "high"))
@@ -209,7 +241,7 @@ def between(row: Mapping[str, Any], prefix: str = "") -> str:
 
 def print_guardrails(summary: Mapping[str, Any], console: Console) -> None:
     """What each arm does in the corrupted model and in the fine-tunes, and what ablation of the SVV does."""
-    for table in (_arm_table(summary), _control_table(summary), _ablation_table(summary)):
+    for table in (_arm_table(summary), _control_table(summary), _sparing_table(summary), _ablation_table(summary)):
         console.print(table)
     console.print(finding(summary), soft_wrap=True)
 
@@ -236,6 +268,14 @@ def _control_table(summary: Mapping[str, Any]) -> Table:
         rates = (summary["repair"]["controls"][kind]["harmful"], mean["harmful"], mean["helpful"])
         of_best = (best["name"], between(best), f"{best['helpful']:.1%}", str(len(best["reached"])))
         table.add_row(kind, *(f"{rate:.1%}" for rate in rates), *of_best)
+    return table
+
+
+def _sparing_table(summary: Mapping[str, Any]) -> Table:
+    rows = sparing_cells(summary)
+    table = Table(*(rows[0] if rows else ("no dose spares the base",)))
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 
