@@ -48,7 +48,7 @@ def geometry(
         UserError: if the folder holds no finished extraction, lacks the positions or the hook, or has too few traits;
             or if `out` holds a finished geometry.
     """
-    from experiments.personas.space.figures import write_page
+    from experiments.personas.space.page import write_page
 
     spaces = Spaces.load(extracted)
     where = _headline(spaces, config)
