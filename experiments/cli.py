@@ -518,16 +518,19 @@ def extract_personas(
     judge_model: JudgeModel = None,
     judge_samples: JudgeSamples = None,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Extract the directions of traits in base, corrupted and further models, at every layer."""
     from experiments.personas.space.extract import ExtractConfig, extract, print_extract
 
+    mode = _mode(wandb)
     config = _checked(ExtractConfig, {"samples": samples} | ({"positions": positions} if positions else {}))
     folder = out or run.with_name(f"{run.name}-personas")
     log = (lambda line: None) if quiet else console.print
     judge = _judge(judge_url, judge_model, judge_samples)
     print_extract(extract(run, folder, config, models, traits, overwrite, not quiet, log, judge), console)
+    _track(folder, "personas extract", mode)
     console.print(f"  {folder}", soft_wrap=True)
 
 
@@ -544,6 +547,7 @@ def compare_personas(
     ] = None,
     draws: Annotated[int, typer.Option(help="Random sets of directions, for every null.")] = 200,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Compare the personality space of base and fine-tunes, with an organism's truth, and with the SAE's latents."""
@@ -551,10 +555,12 @@ def compare_personas(
     from experiments.personas.space.spaces import GeometryConfig
     from experiments.personas.space.summary import print_geometry
 
+    mode = _mode(wandb)
     config = _checked(GeometryConfig, {"positions": positions, "hook": hook, "draws": draws})
     folder = out or run.with_name(f"{run.name}-geometry")
     source = extracted or run.with_name(f"{run.name}-personas")
     print_geometry(geometry(source, folder, config, overwrite, not quiet), console)
+    _track(folder, "personas geometry", mode)
     for name in (PAGE, SUMMARY):
         console.print(f"  {folder / name}", soft_wrap=True)
 
@@ -569,15 +575,18 @@ def guardrails(
     out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-guardrails).")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each question under each arm.")] = 10,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Amplify and ablate directions of social valence, in a run's models and in fine-tunes of its base."""
     from experiments.personas.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
     from experiments.personas.guardrails.summary import print_guardrails
 
+    mode = _mode(wandb)
     folder, source = out or run.with_name(f"{run.name}-guardrails"), extracted or run.with_name(f"{run.name}-personas")
     config = _checked(GuardrailsConfig, {"samples": samples})
     print_guardrails(write_guardrails(run, models, source, config, folder, overwrite, not quiet), console)
+    _track(folder, "personas guardrails", mode)
     for name in (PAGE, SUMMARY):
         console.print(f"  {folder / name}", soft_wrap=True)
 
@@ -602,6 +611,7 @@ def monitor(
     judge_model: JudgeModel = None,
     judge_samples: JudgeSamples = None,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Watch models by trait directions: before they answer, after a fine-tune, and in data before a fine-tune."""
@@ -610,11 +620,13 @@ def monitor(
     from experiments.personas.monitoring.monitor import monitor as watch
     from experiments.personas.monitoring.summary import print_monitor
 
+    mode = _mode(wandb)
     folder = out or run.with_name(f"{run.name}-monitor")
     judge = _judge(judge_url, judge_model, judge_samples)
     asked = Asked(run, extracted or run.with_name(f"{run.name}-personas"), models, data, label, traits, judge)
     found = watch(asked, folder, _checked(MonitorConfig, {"samples": samples}), overwrite, not quiet)
     print_monitor(found, console)
+    _track(folder, "personas monitor", mode)
     for name in (PAGE, SUMMARY):
         console.print(f"  {folder / name}", soft_wrap=True)
 
@@ -634,6 +646,7 @@ def characters(
     judge_model: JudgeModel = None,
     judge_samples: JudgeSamples = None,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Compare fine-tunes on characters with fine-tunes on incorrect advice, and what switches either on."""
@@ -642,14 +655,24 @@ def characters(
     from experiments.personas.characters.stage import CharactersConfig
     from experiments.personas.characters.summary import print_characters
 
+    mode = _mode(wandb)
     folder = out or run.with_name(f"{run.name}-characters")
     config, judge = (
         _checked(CharactersConfig, {"seeds": seeds, "samples": samples}),
         _judge(judge_url, judge_model, judge_samples),
     )
     print_characters(compare(run, folder, config, models, traits, judge, overwrite, not quiet), console)
+    _track(folder, "personas characters", mode)
     for name in (PAGE, SUMMARY):
         console.print(f"  {folder / name}", soft_wrap=True)
+
+
+def _track(folder: Path, command: str, mode: Any) -> None:
+    """Records a finished result in W&B."""
+    from experiments.tracking import track_result
+
+    if sync := track_result(folder, command, mode):
+        console.print(f"  to upload the W&B run: {sync}", soft_wrap=True, markup=False)
 
 
 def _judge(url: str | None, model: str | None, samples: int | None) -> Any:

@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
+
+from activations.artefact import read_json
 from activations.errors import UserError
 from experiments.report.highlight import highlight_all
 
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
     from diffing.ranking.feature_ranking import FeatureRanking
 
 Mode = Literal["offline", "online", "disabled"]
-# Rows of the latent table.
+# Rows of the latent table, and of any other.
 TABLE_LATENTS = 100
+TABLE_ROWS = 10_000
 # Seconds that an online run may take to start.
 START_TIMEOUT = 60
 _ARTIFACT_SPEC = re.compile(r"wandb:(?P<path>[\w.-]+/[\w.-]+/[\w.-]+:[\w.-]+)")
@@ -96,6 +100,25 @@ class Tracker:
                 table.add_data(*row.values(), shown)
             self._run.log({"latents": table})
 
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Log the first rows of a table."""
+        with _only_warn(f"table {name}"):
+            if self._run is None:
+                return
+            import wandb
+
+            shown = table.head(TABLE_ROWS)
+            self._run.log({name: wandb.Table(dataframe=shown, allow_mixed_types=True)})
+
+    def log_image(self, path: Path) -> None:
+        """Log an image file under its name."""
+        with _only_warn(f"image {path.name}"):
+            if self._run is None:
+                return
+            import wandb
+
+            self._run.log({f"figures/{path.stem}": wandb.Image(str(path))})
+
     def log_artifact(self, folder: Path, name: str, type: str) -> None:
         """Log every file of an artefact folder, e.g. `log_artifact(run / "ranking", "ranking", "feature_ranking")`."""
         with _only_warn(f"artifact {name}"):
@@ -153,6 +176,30 @@ def start_tracker(
                 ) from error
             _warn("the run", error)
     return Tracker(run, run_folder, mode, environment)
+
+
+def track_result(folder: Path, command: str, mode: Mode) -> str | None:
+    """Record a finished result folder: its config, summary, tables (parquet) and figures (PNG).
+
+    Args:
+        folder: What a command wrote.
+        command: Its name, recorded beside the config.
+        mode: As for `start_tracker`.
+
+    Returns:
+        What uploads an offline run; None for other modes.
+
+    Raises:
+        UserError: as `start_tracker`.
+    """
+    config = {"command": command, **read_json(folder / "config.json")}
+    with start_tracker(folder, config, mode) as tracker:
+        tracker.log_summary(read_json(folder / "summary.json"))
+        for path in sorted(folder.glob("*.parquet")):
+            tracker.log_table(path.stem, pd.read_parquet(path))
+        for path in sorted((folder / "figures").glob("*.png")):
+            tracker.log_image(path)
+        return tracker.sync_command
 
 
 def fetch_ranking(source: str, folder: Path) -> "FeatureRanking":

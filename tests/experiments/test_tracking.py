@@ -16,8 +16,10 @@ import wandb
 from made_up_run import LATENTS, TOXIC, examples, ranking, summary
 from wandb.proto import wandb_internal_pb2
 
+from activations.artefact import write_json
 from activations.errors import UserError
-from experiments.tracking import TABLE_LATENTS, Tracker, fetch_ranking, start_tracker
+from experiments.report import paper
+from experiments.tracking import TABLE_LATENTS, Tracker, fetch_ranking, start_tracker, track_result
 
 CONFIG = {"seed": 3, "sae": {"k": 8}, "domains": ["medicine", "finance"]}
 ROOT = Path(__file__).parents[2]
@@ -280,3 +282,23 @@ def _log_everything(tracker: Tracker, folder: Path) -> None:
     tracker.log_summary({"seed": 0})
     tracker.log_latents(ranking(), examples([TOXIC]))
     tracker.log_artifact(folder, "nothing", "sae")
+
+
+def test_a_finished_result_is_recorded_whole(tmp_path: Path) -> None:
+    """Breaks if config, summary, a table or a figure of a result folder is missing in the offline run."""
+    write_json(tmp_path / "config.json", {"kind": "guardrails", "samples": 10})
+    write_json(tmp_path / "summary.json", {"chosen": {"strength": 0.9}})
+    table = pd.DataFrame({"arm": ["SVV", "-evil"], "harmful": [0.05, float("nan")], "reached": ["17 of 26", None]})
+    table.to_parquet(tmp_path / "fine_tunes.parquet")
+    with paper.style():
+        figure, _ = paper.canvas(2, 2)
+        paper.PaperFigure("arms", figure, "Nothing.").save(tmp_path / "figures")
+    sync = track_result(tmp_path, "personas guardrails", "offline")
+    assert sync is not None
+    run = read_offline_run(tmp_path)
+    assert (run.config["command"], run.config["samples"]) == ("personas guardrails", 10)
+    assert run.summary["chosen"] == {"strength": 0.9}
+    (shown,) = tmp_path.glob("wandb/offline-run-*/files/media/table/fine_tunes*.json")
+    assert json.loads(shown.read_text())["data"][0] == ["SVV", 0.05, "17 of 26"]
+    assert any("figures/arms" in path for path in run.media)
+    assert track_result(tmp_path, "personas guardrails", "disabled") is None
