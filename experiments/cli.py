@@ -522,7 +522,7 @@ def extract_personas(
     quiet: Quiet = False,
 ) -> None:
     """Extract the directions of traits in base, corrupted and further models, at every layer."""
-    from experiments.personas.space.extract import ExtractConfig, extract, print_extract
+    from experiments.personas.space.extract import PAGE, SUMMARY, ExtractConfig, extract, print_extract
 
     mode = _mode(wandb)
     config = _checked(ExtractConfig, {"samples": samples} | ({"positions": positions} if positions else {}))
@@ -531,7 +531,8 @@ def extract_personas(
     judge = _judge(judge_url, judge_model, judge_samples)
     print_extract(extract(run, folder, config, models, traits, overwrite, not quiet, log, judge), console)
     _track(folder, "personas extract", mode)
-    console.print(f"  {folder}", soft_wrap=True)
+    for name in (PAGE, SUMMARY):
+        console.print(f"  {folder / name}", soft_wrap=True)
 
 
 @personas.command("geometry")

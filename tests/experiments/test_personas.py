@@ -170,6 +170,16 @@ class TestExtract:
         said = [texts[f"{trait}:{pole}/1/3"][0].split()[0] for trait in TRAITS for pole in ("pos", "neg")]
         assert said == [trait + end for trait in TRAITS for end in "+-"]
 
+    def test_page(self, made: Made) -> None:
+        """Breaks if the page of the directions fetches something or lacks a figure, its files, or what pairs came to."""
+        page = (made.space / "directions.html").read_text(encoding="utf-8")
+        for name in ("layers", "traits"):
+            assert f'<figure id="{name}">' in page
+            assert (made.space / "figures" / f"{name}.pdf").exists()
+        assert "<script" not in page
+        assert "Nobody judged the answers" in page
+        assert all(f"<td>{trait}</td>" in page for trait in TRAITS)
+
     def test_each_folder_is_a_direction_artefact(self, made: Made) -> None:
         folder = directions_folder(made.space, "base", "answer", SECOND)
         config = read_json(folder / "config.json")

@@ -44,6 +44,7 @@ from diffing.personality.probes import PROBES, ProbeData, held_out_score, sweep_
 from diffing.personality.reliability import direction_noise, split_half
 from experiments.finished_run import FinishedRun
 from experiments.model_set import ModelSet
+from experiments.personas.space.extraction_page import write_page
 from experiments.personas.space.measure import (
     ANSWER,
     ANSWERS,
@@ -61,6 +62,7 @@ from experiments.run_folder import RunFolder
 
 KIND, MODEL_KIND = "personas", "persona model"
 SUMMARY, DIRECTIONS, ACTIVATIONS = "summary.json", "directions", "activations.safetensors"
+PAGE = "directions.html"
 TABLES = ("reliability", "probes", "layers", "pairs")
 DEFAULT_POSITIONS: tuple[Reading, ...] = ("answer", "base_answer", "prompt", "last_prompt", "prompt_end")
 # A trait with fewer questions has no direction: two halves need two each, and every part of a layer sweep two.
@@ -192,10 +194,12 @@ def extract(
             folder.stage(f"model {name}", lambda n=name, c=checkpoint: lab.measure(n, c), place, lambda: None)
             _require_checkpoint(place, checkpoint)
         spaces = [ModelSpace.load(out, name) for name in listed]
-        for table in TABLES:
-            _named(spaces, table).to_parquet(out / f"{table}.parquet", index=False)
+        tables = {table: _named(spaces, table) for table in TABLES}
+        for name, table in tables.items():
+            table.to_parquet(out / f"{name}.parquet", index=False)
         summary = {**_summary(spaces, prompts, scorer), "wall_seconds": round(time.perf_counter() - started, 1)}
         write_json(out / SUMMARY, summary)
+        write_page(out / PAGE, tables, summary)
         finish_artefact(out, {"kind": KIND, **asked, "models": list(listed), "valence": summary["valence"]})
     return summary
 
