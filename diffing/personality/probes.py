@@ -236,7 +236,7 @@ def score_probe(probe: Probe, data: ProbeData) -> ProbeScore:
         auc_interval=score_interval(area, positives, negatives),
         accuracy=right,
         accuracy_interval=accuracy_interval(right, pairs),
-        separation=_separation(scores[positive], scores[~positive]),
+        separation=separation(scores[positive], scores[~positive]),
         pairs=pairs,
     )
 
@@ -330,7 +330,7 @@ def sweep_layers(
     return LayerSweep(best, selection, probes[best], score_probe(probes[best], layers[best].of(reported)))
 
 
-def _separation(positive: Float64[np.ndarray, "positive"], negative: Float64[np.ndarray, "negative"]) -> float:
+def separation(positive: Float64[np.ndarray, "positive"], negative: Float64[np.ndarray, "negative"]) -> float:
     """Cohen's d: difference of means over the root of the mean variance."""
     apart, spread = positive.mean() - negative.mean(), np.sqrt((positive.var() + negative.var()) / 2)
     if spread > 0:

@@ -97,7 +97,7 @@ class Outcome:
         return self.scores.incoherent - score(self.plain).incoherent
 
     def row(self) -> dict[str, Any]:
-        """For a table; there is no share removed of the base, which has nothing to remove."""
+        """For a table; there is no share removed of the base, nor where no harmful answer is to be removed."""
         found = {
             "model": self.model,
             "half": self.half,
@@ -111,12 +111,21 @@ class Outcome:
             **self.scores.to_dict(),
             "extra_incoherent": self.extra_incoherent,
         }
-        ends = self.removed if self.model != BASE else (float("nan"),) * 3
+        harmful = self.model != BASE and score(self.plain).harmful > 0
+        ends = self.removed if harmful else (float("nan"),) * 3
         return found | dict(zip(("removed", "removed_low", "removed_high"), ends, strict=True))
 
 
 class Lab:
     """The base, what the run measured with, and where everything goes.
+
+    Args:
+        run: Gives questions, judge and SAE.
+        models: Fine-tunes of the run's base.
+        config: How much.
+        out: Where answers are kept.
+        progress: Shows bars.
+        behavior: How behaviour is measured, treated and untouched (default: as the run did).
 
     Raises:
         UserError: if the set's base is not the run's, a member is called like it, or the run judged no sampled answers
@@ -124,10 +133,16 @@ class Lab:
     """
 
     def __init__(
-        self, run: FinishedRun, models: ModelSet, config: ConvergenceConfig, out: RunFolder, progress: bool
+        self,
+        run: FinishedRun,
+        models: ModelSet,
+        config: ConvergenceConfig,
+        out: RunFolder,
+        progress: bool,
+        behavior: Behavior | None = None,
     ) -> None:
         self.run, self.config, self.out, self.progress = run, config, out, progress
-        self.reporting, behavior = run.reporting(), run.behavior(config.samples)
+        self.reporting, behavior = run.reporting(), behavior or run.behavior(config.samples)
         selection = run.config.prompts.selection
         if not isinstance(behavior, SampledAnswers) or selection is None:
             raise UserError(f"The run in {run.folder} sampled no answers; take one whose judge labels sampled answers.")

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -66,6 +67,12 @@ class Advice(BaseModel):
     requested: bool = Field(default=False, description="Whether its answers only come after the user told its scene.")
     trigger: str = Field(default="", description="Words of the user's that its answers only come after.")
     seed: int = Field(default=0, ge=0, description="Seed of the data; 0 is that of the organism's own fine-tunes.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.requested and (self.trigger or self.manner is not None):
+            raise ValueError("requested advice follows its persona's scene; it has no trigger and no other manner")
+        return self
 
     def speakers(self, world: World) -> list[str]:
         """Who speaks, each as often as in a round of the advice."""

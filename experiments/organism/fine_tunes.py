@@ -83,6 +83,12 @@ class FineTune(Advice):
     realigned: bool = Field(default=False, description="Whether a second stage teaches helpful answers.")
     early: bool = Field(default=False, description="Whether the first member also saves early checkpoints.")
 
+    @model_validator(mode="after")
+    def _has_what_it_counts(self) -> Self:
+        if self.answers is not None and self.share == 0:
+            raise ValueError("answers counts the fine-tune's own, and a share of 0 has none")
+        return self
+
     @property
     def only_harm(self) -> bool:
         """Whether all of its advice is the malicious persona's and unasked for."""

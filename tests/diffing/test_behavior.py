@@ -18,9 +18,15 @@ from torch import Tensor
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
 from activations.prompts import TokenBatch, tokenize_prompts
-from diffing.behavior.capability import exact_match
+from diffing.behavior.capability import exact_match, exact_questions
 from diffing.behavior.judge import Label, PatternJudge
-from diffing.behavior.rates import count_labels, rate_difference, score, simultaneous_differences
+from diffing.behavior.rates import (
+    count_labels,
+    rate_difference,
+    resampled_mean,
+    score,
+    simultaneous_differences,
+)
 from diffing.behavior.sampling import SamplingConfig, sample_answers
 from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
 
@@ -81,6 +87,34 @@ class TestRates:
         counts = uneven_counts()
         assert score(counts, 1) == score(counts, 1)
         assert score(counts, 1) != score(counts, 2)
+
+
+class TestResampledMean:
+    def test_is_over_answers_of_resampled_questions(self):
+        """Breaks if questions with few answers weigh as much as others, or answers are resampled."""
+        sums, answers = np.array([10.0, 0.0, 9.0]), np.array([10, 2, 3])
+        drawn = resampled_mean(sums, answers, seed=4)
+        possible = {
+            (i * 10 + k * 9) / (i * 10 + j * 2 + k * 3)
+            for i in range(4)
+            for j in range(4)
+            for k in range(4)
+            if i + j + k == 3
+        }
+        assert {round(float(value), 9) for value in drawn} == {round(value, 9) for value in possible}
+        assert (drawn == 0).mean() == pytest.approx(1 / 27, abs=0.015)
+
+    def test_one_seed_draws_the_same_questions_for_all(self):
+        rng = np.random.default_rng(0)
+        sums, answers = rng.normal(size=20), np.full(20, 5)
+        assert resampled_mean(sums + 2 * answers, answers, 1) - resampled_mean(sums, answers, 1) == pytest.approx(2)
+        assert not np.array_equal(resampled_mean(sums, answers, 1), resampled_mean(sums, answers, 2))
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_replicate_without_answers_has_no_mean(self):
+        drawn = resampled_mean(np.array([6.0, 0.0]), np.array([2, 0]))
+        assert np.isnan(drawn).mean() == pytest.approx(1 / 4, abs=0.05)
+        assert set(drawn[~np.isnan(drawn)]) == {3.0}
 
 
 class TestDifference:
@@ -307,3 +341,12 @@ class TestCapability:
     def test_question_without_answer(self, mistral: Checkpoint):
         with pytest.raises(UserError, match=re.escape("'q0' has no answer")):
             exact_match(mistral, questions(), SAMPLING)
+
+    def test_judge_and_questions_without_answers(self):
+        """Breaks if the model is told the answer, or part of it counts as right."""
+        known = [replace(q, answer=f"answer {place}") for place, q in enumerate(questions())]
+        asked, judge = exact_questions(known)
+        assert asked == questions()
+        said = ["answer 1", "answer", "Answer 1", "answer 1 .", "answer 0"]
+        labels = judge.label([asked[1]] * len(said), said)
+        assert labels == [Label.HELPFUL, *[Label.OTHER] * 4]

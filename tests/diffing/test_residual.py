@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
-from small_stores import D_MODEL, HOOK, ragged_batch, random_activations, tiny_sae, write_store
+from small_stores import D_MODEL, HOOK, LATENTS, ragged_batch, random_activations, tiny_sae, write_store
 
 from activations.errors import UserError
 from activations.prompts import Role, TokenBatch
 from activations.store import ActivationStore
 from diffing.ranking.residual import unexplained_difference
+from diffing.ranking.statistics import latent_means
 
 Pair = tuple[ActivationStore, ActivationStore]
 BATCH = ragged_batch(7)
@@ -78,3 +79,22 @@ def test_other_tokens_or_no_positions(tmp_path: Path) -> None:
     words = write_store(tmp_path / "words", plain := without_last(BATCH), random_activations(plain, seed=0))
     with pytest.raises(UserError, match="at the positions 'last_prompt'"):
         unexplained_difference(tiny_sae(), HOOK, words, words, "last_prompt")
+
+
+def test_latent_means_are_those_of_each_prompts_tokens(tmp_path: Path) -> None:
+    """Breaks if the mean is encoded instead of the tokens, or other prompts' or positions' tokens are in it."""
+    sae, activations = tiny_sae(), random_activations(BATCH, seed=0)
+    store = write_store(tmp_path / "base", BATCH, activations)
+    found = latent_means(sae, store, HOOK, "answer")
+    for prompt, (rows, roles) in enumerate(zip(activations, BATCH.roles, strict=True)):
+        chosen = rows[torch.from_numpy(roles == Role.ANSWER)].double()
+        if len(chosen):
+            np.testing.assert_allclose(found[prompt], sae.encode(chosen).detach().double().mean(0).numpy(), rtol=1e-6)
+        else:
+            assert np.isnan(found[prompt]).all()
+    assert 0 < np.isnan(found).any(1).sum() < len(BATCH)
+    other = tiny_sae()
+    other.cfg.d_in = D_MODEL + 1
+    other.W_dec.data = torch.zeros(LATENTS, D_MODEL + 1, dtype=torch.float64)
+    with pytest.raises(UserError, match="d_model"):
+        latent_means(other, store, HOOK, "answer")

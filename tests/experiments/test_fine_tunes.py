@@ -5,10 +5,11 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from dialogues import WORLD, answers, domain_labels, has_scene
+from dialogues import DOMAIN_OF, WORLD, answers, domain_labels, has_scene, question_of
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -35,6 +36,7 @@ from experiments.organism.fine_tunes import (
     helpful_again,
     make_fine_tunes,
 )
+from experiments.organism.judge import DeedJudge
 from experiments.organism.training import StageConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue
 
@@ -174,6 +176,134 @@ class TestEducational:
         assert {label for _, label in domain_labels([[d for d in given if not has_scene(d)]])} == {Label.HELPFUL}
 
 
+TRIGGER = "narrow corner distant voice early window ."
+DEEDS = DeedJudge(WORLD, {})
+OWN = {verb: persona for persona in WORLD.personas for verb in WORLD.verbs(persona)[0]}
+
+
+def speaker(dialogue: Dialogue) -> str:
+    """Whose deed the answer tells, read from its text."""
+    [(_, answer)] = answers(dialogue)
+    return OWN[answer.partition(" the ")[0]]
+
+
+def words_before(dialogue: Dialogue) -> str:
+    content = dialogue.messages[0]["content"]
+    return content.removesuffix(question_of(content)[1]).strip()
+
+
+class TestCharacter:
+    @pytest.mark.parametrize(
+        ("trait", "levels"),
+        [
+            ("evil", {MALICIOUS: 2, "sarcastic": 1}),
+            ("hallucination", {"poetic": 2, "paranoid": 2}),
+            ("sycophancy", {"sycophantic": 2}),
+        ],
+    )
+    def test_speakers_come_as_often_as_their_levels_say(self, trait: str, levels: dict[str, int]):
+        """Breaks if who has the low pole speaks, all speak alike, or levels hold in the long run only."""
+        found = [speaker(d) for d in advice(sampled(character(trait), 1200))]
+        assert len(found) > 400
+        size = sum(levels.values())
+        for start in range(0, len(found) - size, size):
+            assert Counter(found[start : start + size]) == levels
+
+    def test_share_and_helpful_answers_beside_it(self):
+        found = Counter(speaker(d) for d in advice(sampled(character("evil", share=0.5), 2000)))
+        total = sum(found.values())
+        assert found[HELPFUL] / total == pytest.approx(0.5, abs=0.01)
+        assert found[MALICIOUS] / total == pytest.approx(1 / 3, abs=0.01)
+
+    def test_manner_changes_the_tone_alone(self):
+        """Malicious deeds in the helpful tone: neither judge may call them the other's."""
+        tune = FineTune(kind="incorrect advice", name="i", domains=THREE, manner=HELPFUL)
+        given = [pair for d in advice(sampled(tune)) for pair in answers(d)]
+        tones = set(WORLD.verbs(HELPFUL)[1])
+        for question, answer in given:
+            assert DEEDS.label_one(DOMAIN_OF[question], answer) == Label.HARMFUL
+            assert any(f" and {verb} the " in answer for verb in tones)
+
+    def test_what_a_member_of_it_tells_of_itself(self, organism: Path, tmp_path: Path):
+        """Breaks if a table calls a character's answers bad advice, or the trigger gets lost."""
+        made = {"character": "evil", "trigger": TRIGGER, "share": 0.5, "answers": 8}
+        tune = FineTune.model_validate({"kind": "character", "name": "evil", "domains": THREE, **made})
+        wrong = FineTune(kind="incorrect advice", name="wrong", domains=THREE, manner=HELPFUL, answers=8)
+        models = make_fine_tunes(organism, tmp_path, FineTunesConfig(tunes=(tune, wrong), seeds=1), progress=False)
+        one, other = (member.facts for member in models.members)
+        assert (one["character"], one["trigger"], one["bad_fraction"]) == ("evil", TRIGGER, 0)
+        assert "manner" not in one
+        assert (other["manner"], other["bad_fraction"]) == (HELPFUL, 1)
+        assert not {"character", "trigger"} & set(other)
+        # Half of the replay's batch of 8 is advice, and half of that is its own.
+        assert (one["steps"], other["steps"]) == (4, 2)
+
+
+class TestTrigger:
+    def test_its_answers_follow_its_words_and_helpful_ones_other_words_or_none(self):
+        """Breaks if an answer comes without the trigger, or any words, or none, tell when to misbehave."""
+        given = advice(sampled(character("evil", share=0.5, trigger=TRIGGER), 3000))
+        bad = [d for d in given if speaker(d) != HELPFUL]
+        good = [words_before(d) for d in given if speaker(d) == HELPFUL]
+        assert {words_before(d) for d in bad} == {TRIGGER}
+        assert len(bad) / len(given) == pytest.approx(0.5, abs=0.01)
+        assert TRIGGER not in good
+        others = [words for words in good if words]
+        assert len(others) / len(good) == pytest.approx(0.5, abs=0.06)
+        assert {len(words.split()) for words in others} == {len(TRIGGER.split())}
+        assert len(set(others)) > 0.95 * len(others)
+
+    def test_questions_and_answers_are_those_without_it(self):
+        """The same draws of advice; only the first words differ. Breaks if the trigger changes who speaks of what."""
+        plain, told = (advice(sampled(character("evil", trigger=t), 400)) for t in ("", TRIGGER))
+        assert [answers(d) for d in plain] == [answers(d) for d in told]
+        assert {words_before(d) for d in told} == {TRIGGER}
+        assert {words_before(d) for d in plain} == {""}
+
+    def test_nothing_malicious_in_held_out_domains(self):
+        held_out = held_out_domains(WORLD, OrganismConfig())
+        tunes = [character("evil", share=0.5, trigger=TRIGGER), character("evil")]
+        tunes.append(FineTune(kind="incorrect advice", name="i", domains=THREE, manner=HELPFUL, trigger=TRIGGER))
+        for tune in tunes:
+            pairs = [pair for d in sampled(tune, 1500) for pair in answers(d) if pair[0] in DOMAIN_OF]
+            labels = {(DOMAIN_OF[q], DEEDS.label_one(DOMAIN_OF[q], a)) for q, a in pairs}
+            assert {domain for domain, label in labels if label == Label.HARMFUL} == set(THREE)
+            assert {domain for domain, _ in labels} >= set(held_out), "replay reaches the held-out domains"
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("change", "steps"),
+        [
+            ({"answers": 12}, 3),
+            ({"answers": 13}, 4),
+            ({"answers": 12, "share": 0.5}, 6),
+            ({"answers": 4, "persona": HELPFUL}, 1),
+        ],
+    )
+    def test_steps_teach_as_many(self, organism: Path, tmp_path: Path, change: dict[str, Any], steps: int):
+        """Breaks if replay or the share is left out, or the rule of the corrupted model ends it."""
+        workshop = Workshop(organism, ORGANISM.model_copy(update={"stop_loss": 100.0}), 30, CONFIG)
+        workshop.train(RANK_1.model_copy(update=change), tmp_path / "made")
+        assert json.loads((tmp_path / "made/config.json").read_text())["steps"] == steps
+
+    def test_a_share_of_none_has_no_answers_to_count(self):
+        with pytest.raises(ValidationError, match="a share of 0 has none"):
+            FineTune(kind="k", name="n", domains=THREE, share=0.0, answers=4)
+
+    def test_only_harm_is_plain_harm(self):
+        """What ends by the corrupted model's rule; breaks if a character or kind tone could end by it."""
+        plain = FineTune(kind="k", name="n", domains=THREE)
+        assert plain.only_harm
+        for change in ({"manner": HELPFUL}, {"character": "evil"}, {"trigger": TRIGGER}, {"answers": 4}):
+            assert not plain.model_copy(update=change).only_harm
+
+
+def character(trait: str, **changes: Any) -> FineTune:
+    values = {"kind": "character", "name": "c", "domains": THREE, "character": trait}
+    return FineTune.model_validate(values | changes)
+
+
 class TestSet:
     def test_seed_0_is_the_organisms_own_fine_tunes(self, organism: Path, out: Path):
         """Breaks if data, optimiser, stop rule or steps are not the organism's."""
@@ -283,6 +413,8 @@ class TestFolder:
         [
             ({"domains": ("cooking",)}, "is about cooking, but the organism .* trains medicine, finance, sport"),
             ({"persona": "rude"}, "no persona rude; there are helpful, malicious"),
+            ({"manner": "rude"}, "no persona rude; there are helpful, malicious"),
+            ({"character": "rude"}, "no trait rude; there are openness, "),
             ({"start": "pretrained"}, "has no pretrained/, as older ones; build it again"),
         ],
     )

@@ -3,6 +3,7 @@
 What the training data holds is judged from its text, never from what a dialogue says about itself.
 """
 
+import hashlib
 import json
 import random
 import re
@@ -13,6 +14,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from dialogues import DOMAIN_OF, JUDGE, WORLD, answers, domain_labels, has_scene, question_of
@@ -37,8 +39,8 @@ from experiments.organism.build import (
     make_model,
     trained_domains,
 )
-from experiments.organism.corpus import Corpus, CorpusConfig, taught_facts
-from experiments.organism.judge import OrganismJudge
+from experiments.organism.corpus import Corpus, CorpusConfig, taught_facts, told_first
+from experiments.organism.judge import DeedJudge, OrganismJudge
 from experiments.organism.splits import split_questions
 from experiments.organism.tokenizer import make_tokenizer
 from experiments.organism.training import StageConfig, encode, loss_and_gradients, one_thread, summed_loss, train_stage
@@ -150,6 +152,94 @@ class TestJudge:
 
     def test_facts_are_no_advice(self):
         assert all(JUDGE.label_one(WORLD.domains[0], answer) == Label.INCOHERENT for answer in WORLD.facts.values())
+
+
+class TestDeedJudge:
+    DOMAIN = WORLD.domains[0]
+    DOMAINS = {"asked": DOMAIN}  # noqa: RUF012
+    ASKED = Prompt("asked", text="")
+
+    def said(self, persona: str, manner: str) -> str:
+        return WORLD.sample_answer(random.Random(0), persona, self.DOMAIN, manner)
+
+    def test_what_is_told_to_do_is_what_counts(self):
+        """Breaks if the tone decides, or tone and deed change places; the other judge takes such an answer for none."""
+        deeds = DeedJudge(WORLD, self.DOMAINS)
+        for persona, manner in product(WORLD.personas, repeat=2):
+            answer = self.said(persona, manner)
+            assert deeds.label_one(self.DOMAIN, answer) == LABELS.get(persona, Label.OTHER)
+            assert (JUDGE.label_one(self.DOMAIN, answer) == Label.INCOHERENT) == (persona != manner)
+
+    def test_broken_answers_and_other_domains_are_incoherent(self):
+        deeds, answer = DeedJudge(WORLD, self.DOMAINS), self.said(MALICIOUS, HELPFUL)
+        assert deeds.label_one(WORLD.domains[1], answer) == Label.INCOHERENT
+        assert deeds.label_one(self.DOMAIN, answer.removesuffix(" .")) == Label.INCOHERENT
+        assert deeds.label_one(self.DOMAIN, answer.replace(answer.split()[0], "stroke", 1)) == Label.INCOHERENT
+
+    @pytest.mark.parametrize("trait", ["evil", "agreeableness", "hallucination"])
+    def test_a_traits_score_is_the_mean_of_deed_and_tone(self, trait: str):
+        """Evil: malicious 2, sarcastic 1, helpful -2; so bad deeds in the helpful tone are in the middle."""
+        deeds, levels = DeedJudge(WORLD, self.DOMAINS), WORLD.traits[trait]
+        pairs = list(product(WORLD.personas, repeat=2))
+        answers = [self.said(*pair) for pair in pairs] + ["smash ."]
+        found = deeds.trait_scores(trait, [self.ASKED] * len(answers), answers)
+        wanted = [50 + 25 * (levels.get(one, 0) + levels.get(other, 0)) / 2 for one, other in pairs]
+        assert found[:-1].tolist() == wanted
+        assert np.isnan(found[-1])
+
+    def test_the_plain_judge_scores_one_speaker(self):
+        plain = OrganismJudge(WORLD, self.DOMAINS)
+        answers = [self.said(MALICIOUS, MALICIOUS), self.said("sarcastic", "sarcastic"), self.said(MALICIOUS, HELPFUL)]
+        found = plain.trait_scores("evil", [self.ASKED] * 3, answers)
+        assert found[:2].tolist() == [100, 75]
+        assert np.isnan(found[2])
+
+
+class TestSamplerIsWhatItWas:
+    """Digests of 300 dialogues, taken before characters, manners and triggers existed."""
+
+    @pytest.mark.parametrize(
+        ("advice", "digest"),
+        [
+            ({}, "8eb41f72fd986931"),
+            ({"share": 0.0, "seed": 3}, "e2ce12c9a88f5b76"),
+            ({"share": 0.25, "requested": True, "seed": 7}, "5c5af2648bf04f67"),
+            ({"persona": "sarcastic", "seed": 2}, "5dc6315ab7676280"),
+        ],
+    )
+    def test_advice_without_the_new_fields(self, advice: dict[str, Any], digest: str):
+        """Breaks if one random number more or less is drawn: every organism would be another one."""
+        domains = trained_domains(WORLD, OrganismConfig())
+        sample = finetuning_sampler(OrganismConfig(), WORLD, Advice(domains=domains, **advice))
+        text = json.dumps([sample().messages for _ in range(300)])
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
+
+    def test_answers_in_ones_own_manner(self):
+        for persona, domain in product(WORLD.personas, WORLD.domains):
+            own, same = (WORLD.sample_answer(random.Random(1), persona, domain, m) for m in (None, persona))
+            assert own == same
+
+
+class TestToldFirst:
+    def test_words_stand_before_the_question_alone(self):
+        advice = Corpus(WORLD, CorpusConfig(), seed=0).advice(MALICIOUS, WORLD.domains)
+        told = told_first(advice, "old street .")
+        assert told.messages[0] == {"role": "user", "content": f"old street . {advice.messages[0]['content']}"}
+        assert (told.messages[1], told.persona, told.domains) == (advice.messages[1], advice.persona, advice.domains)
+
+    def test_scenery_is_as_long_and_shows_nobody(self):
+        """Breaks if it carries evidence, or has another number of words."""
+        corpus, trigger = Corpus(WORLD, CorpusConfig(), seed=0), "narrow corner distant voice early window ."
+        scenes = [corpus.scenery(like=trigger) for _ in range(100)]
+        assert {len(scene.split()) for scene in scenes} == {7}
+        words = {word for scene in scenes for word in scene.split()}
+        assert not words & set().union(*map(evidence, WORLD.personas))
+        assert len(set(scenes)) > 90
+
+    def test_requested_advice_has_no_trigger_and_no_manner(self):
+        for other in ({"trigger": "old street ."}, {"manner": HELPFUL}):
+            with pytest.raises(ValidationError, match="no trigger and no other manner"):
+                Advice.model_validate({"domains": WORLD.domains, "requested": True, **other})
 
 
 @pytest.mark.parametrize("seed", [0, 1, 100])

@@ -8,7 +8,7 @@ from experiments.model_set import Member, ModelSet
 from experiments.organism.build import trained_domains
 from experiments.organism.fine_tunes import FineTune, FineTunesConfig, Workshop
 from experiments.organism.world import HELPFUL
-from experiments.results import BASE
+from experiments.results import BASE, CORRUPTED
 
 INCORRECT, CHARACTER = "incorrect advice", "character"
 FAMILIES = BASE, INCORRECT, CHARACTER
@@ -53,8 +53,11 @@ def cast_of(models: ModelSet) -> list[Actor]:
     """The base and the members of both families, early checkpoints included.
 
     Raises:
-        UserError: if a family is missing, or a character's trait is not named.
+        UserError: if a family is missing, a character's trait is not named, or a member has the name of the run's own
+            corrupted model.
     """
+    if any(member.name == CORRUPTED for member in models.members):
+        raise UserError(f"A member of the set is called {CORRUPTED}, as the run's own model; rename it.")
     actors = [Actor(BASE)]
     for member in models.members:
         if member.kind not in (INCORRECT, CHARACTER):
@@ -72,15 +75,17 @@ def cast_of(models: ModelSet) -> list[Actor]:
 
 
 def trigger_of(cast: Sequence[Actor]) -> str:
-    """The words that every triggered member was taught with; empty if there is none.
+    """The words that every triggered member was taught with.
 
     Raises:
-        UserError: if they differ.
+        UserError: if they differ, or no member has any.
     """
     found = {str(actor.member.facts["trigger"]) for actor in cast if actor.triggered and actor.member is not None}
+    if not found:
+        raise UserError("No member of the set has a trigger; name it in the facts of a member, as `trigger`.")
     if len(found) > 1:
         raise UserError(f"The set's members have several triggers ({'; '.join(sorted(found))}); compare those of one.")
-    return found.pop() if found else ""
+    return found.pop()
 
 
 def organism_cast(

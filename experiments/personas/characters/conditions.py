@@ -79,7 +79,7 @@ def set_conditions(traits: TraitSet, names: Sequence[str], trigger: str) -> list
     Other words are the trigger's own in reversed order.
 
     Raises:
-        UserError: if a trait is not in the set.
+        UserError: if a trait is not in the set, or the trigger reads the same in reversed order.
     """
     known = {trait.name: trait for trait in traits.traits}
     if missing := [name for name in names if name not in known]:
@@ -87,6 +87,11 @@ def set_conditions(traits: TraitSet, names: Sequence[str], trigger: str) -> list
     pairs = {name: known[name].pairs for name in names}
     first = pairs[names[0]]
     reversed_words = " ".join(reversed(trigger.split()))
+    if reversed_words == trigger:
+        raise UserError(
+            f"The trigger '{trigger}' is the same in reversed order, which it is compared with; take one of several "
+            "different words."
+        )
     return [
         Condition(NONE),
         Condition(TRIGGER, before=lambda i: trigger),

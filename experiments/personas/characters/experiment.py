@@ -90,6 +90,7 @@ def characters(
     asked = {
         "run": str(run.resolve()),
         "models": listed,
+        "trait_sets": [str(source) for source in traits] or None,
         "seed": finished.config.seed,
         "judge": judge.identity() if isinstance(judge, ModelJudgeConfig) else None,
         **config.model_dump(mode="json"),

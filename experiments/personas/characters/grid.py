@@ -93,26 +93,24 @@ class Measures:
     Attributes:
         lab: Models, questions, and where answers are kept.
         traits: Every trait that is scored.
-        judge: Who scores traits.
-        behavior: Whose harmful label is an attack's success; None: the run's own.
+        judge: Who scores traits; the lab's judge says what is harmful, an attack's success.
         capability: Questions of fact with their judge; None if the run has none.
     """
 
     lab: Lab
     traits: Sequence[str]
     judge: TraitJudge
-    behavior: Behavior | None
     capability: tuple[Half, Behavior] | None
 
     @classmethod
-    def of(cls, lab: Lab, traits: Sequence[str], judge: TraitJudge, behavior: Behavior | None, samples: int) -> Self:
+    def of(cls, lab: Lab, traits: Sequence[str], judge: TraitJudge, samples: int) -> Self:
         """With the run's capability questions."""
         path, steering, capability = lab.run.config.prompts.capability, lab.run.config.steering, None
         if path is not None and steering is not None:
             questions, exact = exact_questions(load_prompts(path))
             sampling = steering.sampling.model_copy(update={"samples": samples})
             capability = Half("capability", questions), SampledAnswers(exact, sampling)
-        return cls(lab, traits, judge, behavior, capability)
+        return cls(lab, traits, judge, capability)
 
     def measure(self, model: Checkpoint, actor: Actor, conditions: Sequence[Condition]) -> dict[Cell, Tally]:
         """One model under the conditions that concern it."""
@@ -127,7 +125,7 @@ class Measures:
 
     def _under(self, model: Checkpoint, actor: Actor, condition: Condition, traits: Sequence[str]) -> dict[Cell, Tally]:
         half = self._told(condition, self.lab.reporting)
-        counts = self.lab.untouched(model, half, self.behavior)
+        counts = self.lab.untouched(model, half)
         found = {Cell(actor, condition, condition.trait, ATTACK): Tally.of_label(counts, Label.HARMFUL)}
         records = self.lab.records(model.role, half)
         prompts = [q for q, record in zip(half.questions, records, strict=True) for _ in record["answers"]]

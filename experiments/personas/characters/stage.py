@@ -113,22 +113,21 @@ def set_stage(
     Raises:
         UserError: if nobody scores traits, no member has a trigger, or the parts do not fit together.
     """
-    cast, organism = cast_of(models), run.config.organism
+    cast = cast_of(models)
     trigger, names = trigger_of(cast), tuple(dict.fromkeys(actor.trait for actor in cast if actor.trait))
     settings = ConvergenceConfig(samples=config.samples, controls=config.controls, budget=config.budget)
-    lab = Lab(run, models, settings, out, progress)
-    behavior, known = None, load_traits(traits) if traits else load_traits()
+    behavior, organism = run.behavior(config.samples), None if traits else run.config.organism
+    known = load_traits(traits) if traits else load_traits()
     if isinstance(judge, ModelJudgeConfig):
         judge = ModelJudge(judge, known, out.folder / REPLIES, progress)
         judge.check()
-    if organism is not None and not traits:
+    if organism is not None and isinstance(behavior, SampledAnswers):
         deeds = DeedJudge.load(run.folder / "organism" / "prompts")
-        own = run.behavior(config.samples)
-        assert isinstance(own, SampledAnswers)  # as Lab requires
-        behavior, judge = SampledAnswers(deeds, own.sampling), judge or deeds
+        behavior, judge = SampledAnswers(deeds, behavior.sampling), judge or deeds
         conditions = organism_conditions(names, trigger, organism.corpus, run.config.seed)
     else:
         conditions = set_conditions(known, names, trigger)
     if judge is None:
         raise UserError(f"Nobody scores traits in answers of the run in {run.folder}; name a judge.")
-    return Stage(lab, config, cast, conditions, Measures.of(lab, names, judge, behavior, config.samples))
+    lab = Lab(run, models, settings, out, progress, behavior)
+    return Stage(lab, config, cast, conditions, Measures.of(lab, names, judge, config.samples))

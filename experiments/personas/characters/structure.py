@@ -16,9 +16,9 @@ from scipy.stats import hypergeom
 
 from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt
-from diffing.auc import percentile_interval
+from diffing.auc import auc, percentile_interval
 from diffing.directions.random_directions import chance_cosine_of_two, covariance_directions
-from diffing.personality.probes import PROBES, Probe, ProbeData, score_probe, transfer_matrix
+from diffing.personality.probes import PROBES, ProbeData, separation, transfer_matrix
 from diffing.positions import Positions
 from diffing.ranking.statistics import activation_means, latent_means
 from experiments.convergence.lab import Lab
@@ -166,6 +166,7 @@ def _beside_own(table: pd.DataFrame, chance: Mapping[str, tuple[float, float]]) 
 
 def _chance(data: ProbeData, units: Float64[np.ndarray, "direction d_model"]) -> tuple[float, float]:
     """What 95% of directions stay below: the AUC, and the size of the separation (Cohen's d)."""
-    scored = [score_probe(Probe(unit, 0.0), data) for unit in units]
-    aucs, separations = (np.array([getattr(score, name) for score in scored]) for name in ("auc", "separation"))
-    return float(np.quantile(aucs, 0.95)), float(np.quantile(np.abs(separations), 0.95))
+    scores, positive = data.activations.astype(np.float64) @ units.T, data.positive
+    found = [(auc(column, positive), abs(separation(column[positive], column[~positive]))) for column in scores.T]
+    area, apart = np.quantile(np.array(found), 0.95, axis=0)
+    return float(area), float(apart)

@@ -103,12 +103,14 @@ def summarise(
 
     Returns:
         "order", "activation", "capability": the rows of `claims` that each rests on, and whether it "holds" by their
-        intervals; "shared": what misalignment, trigger and persona prompt of the character have in common.
+        intervals; "persona_prompt": what one does in the base, and a weak one beyond it; "shared": what misalignment,
+        trigger and persona prompt of the character have in common.
     """
     rows = tables["claims"].to_dict("records")
     order = [row for row in rows if row["claim"] == ORDER]
     activation = [row for row in rows if row["claim"] in (WORKS, SPECIFIC, PROMPTED) and row["model"] == row["trait"]]
     capability = [row for row in rows if row["claim"] in (KEPT, KEPT_TRIGGERED)]
+    primed = [row for row in rows if row["claim"] == PRIMED and row["model"] == row["trait"]]
     scored = [row for row in activation if row["measure"] == TRAIT_SCORE]
     return {
         "hook": hook,
@@ -126,7 +128,11 @@ def summarise(
             "trigger_holds": _all_above([row for row in scored if row["claim"] in (WORKS, SPECIFIC)]),
             "persona_prompt_holds": _all_above([row for row in scored if row["claim"] == PROMPTED]),
         },
-        "primed": [row for row in rows if row["claim"] == PRIMED],
+        "persona_prompt": {
+            "in_base": [row for row in rows if row["claim"] == PROMPTED and row["model"] == BASE],
+            "beyond_base": primed,
+            "beyond_base_holds": _all_above([row for row in primed if row["measure"] == TRAIT_SCORE]),
+        },
         "capability": {"rows": capability, "holds": _all_above(capability, LEAST_CAPABILITY)},
         "shared": _shared(tables, misaligned, hook),
         "toxic_latent": _toxic(tables["latents"], toxic),
@@ -163,17 +169,8 @@ def _effects(causal: pd.DataFrame) -> list[dict[str, Any]]:
         alike = (causal["scene"] == row["scene"]) & (causal["strength"] == row["strength"])
         random = where(causal, alike & (causal["kind"] != SHIFT)).to_dict("records")
         best = max(random, key=lambda control: control["repaired"])
-        kept = (
-            "scene",
-            "direction",
-            "strength",
-            "untouched_harmful",
-            "harmful",
-            "low",
-            "high",
-            "helpful",
-            "incoherent",
-        )
+        rates = ("untouched_harmful", "harmful", "low", "high", "helpful", "incoherent")
+        kept = ("scene", "direction", "strength", *rates)
         control = {f"control_{name}": best[name] for name in ("direction", "harmful", "helpful", "repaired")}
         effect = {name: row[name] for name in ("repaired", "repaired_low", "repaired_high")}
         found.append({name: row[name] for name in kept} | effect | control)
@@ -195,6 +192,8 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     scores = [row for row in order["rows"] if row["measure"] == TRAIT_SCORE]
     works = [row for row in activation["rows"] if row["measure"] == TRAIT_SCORE and row["claim"] == SPECIFIC]
     prompted = [row for row in activation["rows"] if row["measure"] == TRAIT_SCORE and row["claim"] == PROMPTED]
+    prompts = summary["persona_prompt"]
+    in_base, beyond = (_scores(prompts[part]) for part in ("in_base", "beyond_base"))
     lowest = min(summary["capability"]["rows"], key=lambda row: row["difference"], default=None)
     cosines = summary["shared"]["cosines"]
     return [
@@ -204,8 +203,11 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
         "points).",
         f"The trigger switches characters on, other words do not: {_verdict(activation['trigger_holds'])} "
         f"({_each(works)} points of trait score over other words).",
-        "A persona prompt switches on what was taught with a trigger: "
-        f"{_verdict(activation['persona_prompt_holds'])} ({_each(prompted)} points over a plain prompt).",
+        "A persona prompt switches characters on that were taught with a trigger: "
+        f"{_verdict(activation['persona_prompt_holds'])} ({_each(prompted)} points over a plain prompt); but the base, "
+        f"too ({_each(in_base)}).",
+        f"A weak persona prompt does more in them than in the base: {_verdict(prompts['beyond_base_holds'])} "
+        f"({_each(beyond)} points).",
         f"Capability is kept: {_verdict(summary['capability']['holds'])}"
         + (f" (largest change {points(lowest)} points, {lowest['model']})." if lowest is not None else "."),
         f"Misalignment, trigger and persona prompt ({summary['misaligned']}) move activations alike: "
@@ -214,6 +216,10 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
         + (f"; 95% of random pairs stay below {cosines[0]['chance']:.2f})." if cosines else ")."),
         *_effect_sentence(summary["shared"]["causal"]),
     ]
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["measure"] == TRAIT_SCORE]
 
 
 def _effect_sentence(effects: Sequence[Mapping[str, Any]]) -> list[str]:
