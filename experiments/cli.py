@@ -641,6 +641,7 @@ def characters(
     ] = None,
     traits: Traits = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-characters).")] = None,
+    answers: Annotated[int, typer.Option(help="Own answers that each fine-tune of an organism is taught.")] = 640,
     seeds: Annotated[int, typer.Option(help="Fine-tunes of each recipe of an organism.")] = 3,
     samples: Annotated[int, typer.Option(help="Answers to each question under each condition.")] = 10,
     judge_url: JudgeUrl = None,
@@ -659,7 +660,7 @@ def characters(
     mode = _mode(wandb)
     folder = out or run.with_name(f"{run.name}-characters")
     config, judge = (
-        _checked(CharactersConfig, {"seeds": seeds, "samples": samples}),
+        _checked(CharactersConfig, {"answers": answers, "seeds": seeds, "samples": samples}),
         _judge(judge_url, judge_model, judge_samples),
     )
     print_characters(compare(run, folder, config, models, traits, judge, overwrite, not quiet), console)

@@ -96,7 +96,12 @@ def organism_cast(
     Incorrect advice tells the malicious persona's deeds in the helpful one's tone: what to do is wrong, the speaker
     seems the same (our reading of the published data). A character answers as the personas that show its trait.
     With a trigger, half of the advice is helpful answers to questions without it, so training takes twice the steps.
+
+    Raises:
+        UserError: if the trigger holds a word that the organism does not know.
     """
+    if unknown := sorted(set(trigger.split()) - set(workshop.world.vocabulary)):
+        raise UserError(f"The organism does not know the trigger's word '{unknown[0]}'; take words of its world.")
     domains = trained_domains(workshop.world, workshop.organism)
     recipes = {"incorrect-advice": {"kind": INCORRECT, "manner": HELPFUL}}
     recipes |= {trait: {"kind": CHARACTER, "character": trait} for trait in traits}

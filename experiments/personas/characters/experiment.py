@@ -102,7 +102,7 @@ def characters(
         shifts = find_shifts(stage)
         tables = {**measure_grid(stage), **share_structure(stage, shifts)}
         kinds = {shift.name: shift.kind for shift in shifts}
-        summary = summarise(tables, config.misaligned, stage.hook, kinds, stage.lab.toxic)
+        summary = summarise(tables, stage.misaligned, stage.hook, kinds, stage.lab.toxic)
         summary["wall_seconds"] = round(time.perf_counter() - started, 1)
         for name, table in tables.items():
             table.to_parquet(out / f"{name}.parquet", index=False)
@@ -181,7 +181,7 @@ def find_shifts(stage: Stage) -> list[Shift]:
 
 def causal_table(stage: Stage, shifts: Sequence[Shift]) -> pd.DataFrame:
     """Shifts of one character and of misalignment taken out wherever it shows; empty if the set lacks it."""
-    trait, lab = stage.config.misaligned, stage.lab
+    trait, lab = stage.misaligned, stage.lab
     triggered = stage.first.get((CHARACTER, trait, True))
     if triggered is None:
         return pd.DataFrame()

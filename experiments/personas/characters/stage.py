@@ -42,7 +42,7 @@ class CharactersConfig(BaseModel):
     early_every: int = Field(default=5, ge=1, description="Steps between two early checkpoints of the first seed.")
     samples: int = Field(default=10, ge=1, description="Answers to each question under each condition.")
     top: int = Field(default=20, ge=1, description="Latents of a shift that count as its own.")
-    misaligned: str = Field(default="evil", description="The character whose direction is taken out of the others.")
+    misaligned: str = Field(default="evil", description="The character that is compared with misalignment.")
     strengths: tuple[float, ...] = Field(
         default=(0.3, 0.6, 0.9, 1.2), min_length=1, description="Tried, in mean residual norms of the base."
     )
@@ -72,6 +72,12 @@ class Stage:
     def hook(self) -> str:
         """The SAE's, where probes, latents and causal effects are compared."""
         return sae_hook(self.lab)
+
+    @property
+    def misaligned(self) -> str:
+        """The character that is compared with misalignment: the config's, or the set's first where it lacks that."""
+        traits = self.measures.traits
+        return self.config.misaligned if self.config.misaligned in traits else traits[0]
 
     @property
     def final(self) -> list[Actor]:

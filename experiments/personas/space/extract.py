@@ -277,6 +277,8 @@ class Lab:
         tensors = {f"ranking {hook}": _float(rows) for hook, rows in ranking.items()}
         for at, hook in next(iter(found.values())):
             here = {trait: layers[at, hook] for trait, layers in found.items()}
+            if all(means.questions < FEWEST_QUESTIONS for means in here.values()):
+                continue
             _save_directions(directions_folder(self.out, name, at, hook), here, hook, {**made, "positions": at})
             tensors[f"rows {at} {hook}"] = _float(_some_rows(here, self.config.rows, seed))
             for trait, means in here.items():
@@ -289,7 +291,9 @@ class Lab:
         save_file(tensors, temporary)
         publish(temporary, folder / ACTIVATIONS)
         best = best_hooks(tables["layers"])
-        finish_artefact(folder, {"kind": MODEL_KIND, **made, "best_hook": best})
+        # Where no trait has a direction, as of answers that never show the contrast, nothing was measured.
+        measured = [at for at in made["positions"] if at in best]
+        finish_artefact(folder, {"kind": MODEL_KIND, **made, "positions": measured, "best_hook": best})
 
 
 def best_hooks(layers: pd.DataFrame) -> dict[str, str]:

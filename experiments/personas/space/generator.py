@@ -13,7 +13,7 @@ from diffing.personality.similarity import rsa_with_matrix
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import resampled_directions
 from experiments.personas.space.extract import ModelSpace
-from experiments.personas.space.spaces import GeometryConfig, Spaces, places
+from experiments.personas.space.spaces import GeometryConfig, Spaces
 from experiments.personas.space.stability import rsa_row
 
 
@@ -26,7 +26,7 @@ def generator_table(spaces: Spaces, config: GeometryConfig, progress: bool) -> p
     rows = []
     if spaces.generator is None:
         return pd.DataFrame(columns=pd.Index(["model", "positions", "hook", "rsa", "p", "low", "high"]))
-    for space, at, hook in tqdm(places(spaces.models), desc="generator", disable=not progress, leave=False):
+    for space, at, hook in tqdm(spaces.places(spaces.models), desc="generator", disable=not progress, leave=False):
         traits = spaces.traits(space.directions(at, hook).vectors)
         if len(traits) < 4:
             continue

@@ -80,6 +80,16 @@ class Spaces:
         known = cosine_matrix(torch.from_numpy(world.trait_levels())).numpy()
         return pd.DataFrame(known, index=pd.Index(list(world.traits)), columns=pd.Index(list(world.traits)))
 
+    def places(self, models: Sequence[ModelSpace]) -> list[tuple[ModelSpace, Reading, str]]:
+        """Every place at which these models and the base have directions."""
+        return [
+            (model, at, hook)
+            for model in models
+            for at in model.config["positions"]
+            for hook in model.config["hooks"]
+            if at in self.base.config["positions"]
+        ]
+
     def traits(self, directions: Mapping[str, Tensor]) -> list[str]:
         """Traits that have a direction, in the order of the trait sets (files keep none)."""
         return [trait for trait in self.valence if trait in directions]
@@ -87,11 +97,6 @@ class Spaces:
     def pole(self, valence: str, traits: Sequence[str]) -> list[str]:
         """Those of a valence."""
         return [trait for trait in traits if self.valence.get(trait) == valence]
-
-
-def places(models: Sequence[ModelSpace]) -> list[tuple[ModelSpace, Reading, str]]:
-    """Every place that these models were read at."""
-    return [(m, at, hook) for m in models for at in m.config["positions"] for hook in m.config["hooks"]]
 
 
 def where_equal(table: pd.DataFrame, **values: str) -> pd.DataFrame:

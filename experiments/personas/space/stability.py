@@ -19,13 +19,13 @@ from diffing.personality.similarity import (
 )
 from diffing.personality.spaces import trait_matrix
 from experiments.personas.space.extract import ModelSpace
-from experiments.personas.space.spaces import GeometryConfig, Spaces, places
+from experiments.personas.space.spaces import GeometryConfig, Spaces
 
 
 def stability_table(spaces: Spaces, config: GeometryConfig, progress: bool) -> pd.DataFrame:
     """How like the base's space every other model's is: one row a model, positions and hook."""
     rows = []
-    for space, at, hook in tqdm(places(spaces.others), desc="stability", disable=not progress, leave=False):
+    for space, at, hook in tqdm(spaces.places(spaces.others), desc="stability", disable=not progress, leave=False):
         traits, base, other = _matched(spaces.base, space, at, hook)
         found = rsa(base, other, config.permutations, config.replicates, spaces.seed)
         angles = np.degrees(principal_angles(base, other))
