@@ -395,11 +395,10 @@ class TestDocs:
         shutil.copytree(made.folder, tmp_path / "runs" / "fine-tunes", ignore=shutil.ignore_patterns("run", "space"))
         monkeypatch.chdir(tmp_path)
         text = PAGE.read_text(encoding="utf-8")
-        commands = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        commands = [line for line in text.splitlines() if line.startswith("sae-diff ")]
         assert any("extract" in command for command in commands)
         for command in commands[:2]:
-            name, *options = command.split("#")[0].split()
-            assert name == "sae-diff"
+            options = command.split()[1:]
             small = ["--traits", "traits.yaml", "--samples", "2"] if "extract" in options else ["--draws", "5"]
             done = sae_diff(*options, *small, "--quiet", "--wandb", "disabled")
             assert done.returncode == 0, done.stderr

@@ -1,6 +1,5 @@
 """Every command of the page about the personality space, in order, on a small organism in the quickstart's place."""
 
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -35,13 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_miniature(RunConfig.model_validate(miniature(folder / "judge.yaml")), folder / "runs" / "quickstart")
     config = FineTunesConfig(tunes=TUNES, seeds=1)
     make_fine_tunes(folder / "runs/quickstart/organism", folder / "runs/fine-tunes", config, progress=False)
-    text = PAGE.read_text(encoding="utf-8")
-    commands = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("sae-diff ")]
+    assert len(commands) == len(SMALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in commands:
-            name, *options = command.split()
-            assert name == "sae-diff"
+            options = command.split()[1:]
             done = sae_diff(*options, *SMALL[options[1]], "--quiet", "--wandb", "disabled")
             assert done.returncode == 0, done.stderr
     return folder
