@@ -452,8 +452,8 @@ def convergence(
     quiet: Quiet = False,
 ) -> None:
     """Compare the misalignment directions of fine-tunes, and take each one out of the others, with controls."""
+    from experiments.convergence.config import ConvergenceConfig
     from experiments.convergence.experiment import PAGE, SUMMARY, write_convergence
-    from experiments.convergence.lab import ConvergenceConfig
     from experiments.convergence.summary import print_convergence
 
     config = _checked(ConvergenceConfig, {"samples": samples, "fine_tunes": fine_tunes})

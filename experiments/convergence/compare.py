@@ -13,7 +13,8 @@ from diffing.directions.geometry import cosines
 from diffing.directions.lora import written_vectors
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans
 from diffing.directions.random_directions import chance_cosine, chance_cosine_of_two
-from experiments.convergence.lab import FINE_TUNE, Lab, Source
+from experiments.convergence.config import FINE_TUNE, ConvergenceLab
+from experiments.lab import Source
 from experiments.model_set import ModelSet
 from experiments.results import BASE
 
@@ -22,7 +23,7 @@ WITH_LATENT, WITH_WORDS, BEST_LATENT = "toxic latent", "same answers in the base
 Means = Mapping[str, Mapping[str, MisalignmentMeans]]  # by fine-tune, by hook
 
 
-def compare_directions(lab: Lab, sources: Sequence[Source], means: Means) -> pd.DataFrame:
+def compare_directions(lab: ConvergenceLab, sources: Sequence[Source], means: Means) -> pd.DataFrame:
     """Cosines of the fine-tunes' directions at every hook, for both contrasts.
 
     Returns:
@@ -61,7 +62,7 @@ def _pair(first: str, relation: str, second: str, cosine: float) -> dict[str, An
     return {"first": first, "relation": relation, "second": second, "cosine": cosine}
 
 
-def compare_adapters(lab: Lab, models: ModelSet, sources: Sequence[Source]) -> pd.DataFrame:
+def compare_adapters(lab: ConvergenceLab, models: ModelSet, sources: Sequence[Source]) -> pd.DataFrame:
     """What the blocks of every rank-1 adapter of the set can write, beside directions and latents.
 
     Returns:
@@ -88,7 +89,7 @@ def compare_adapters(lab: Lab, models: ModelSet, sources: Sequence[Source]) -> p
     return pd.DataFrame(rows, columns=columns).astype({"latent": "Int64", "rank": "Int64"})
 
 
-def _targets(lab: Lab, hook: str, member: str, sources: Sequence[Source]) -> dict[str, tuple[Tensor, float]]:
+def _targets(lab: ConvergenceLab, hook: str, member: str, sources: Sequence[Source]) -> dict[str, tuple[Tensor, float]]:
     """Directions at a hook with their chance cosines; of the fine-tunes the mean without `member`."""
     targets = {WITH_PERSONA: lab.run.unit()}
     for contrast in CONTRASTS:
@@ -97,7 +98,7 @@ def _targets(lab: Lab, hook: str, member: str, sources: Sequence[Source]) -> dic
     return {name: (unit, _chance(lab, hook, unit[None])) for name, unit in targets.items()}
 
 
-def _nearest_latents(lab: Lab, hook: str, written: Tensor) -> list[dict[str, Any]]:
+def _nearest_latents(lab: ConvergenceLab, hook: str, written: Tensor) -> list[dict[str, Any]]:
     """The latent nearest to what is written, and the toxic one."""
     decoder = lab.sae.W_dec.detach()
     found = cosines(decoder, written[None].to(decoder.device))[:, 0].abs()
@@ -117,7 +118,7 @@ def _nearest_latents(lab: Lab, hook: str, written: Tensor) -> list[dict[str, Any
     ]
 
 
-def _fixed_targets(lab: Lab, hook: str) -> dict[str, tuple[Tensor, float]]:
+def _fixed_targets(lab: ConvergenceLab, hook: str) -> dict[str, tuple[Tensor, float]]:
     """What all directions are compared with, at the hook where the run found it; and its chance cosine."""
     if hook != lab.run.config.hook:
         return {}
@@ -127,11 +128,11 @@ def _fixed_targets(lab: Lab, hook: str) -> dict[str, tuple[Tensor, float]]:
     return {relation: (target, _chance(lab, hook, target[None])) for relation, target in targets.items()}
 
 
-def _chance(lab: Lab, hook: str, targets: Float[Tensor, "target d_model"]) -> float:
+def _chance(lab: ConvergenceLab, hook: str, targets: Float[Tensor, "target d_model"]) -> float:
     return chance_cosine(lab.rows[hook], targets.cpu(), lab.config.draws, lab.run.config.seed)
 
 
-def _chance_of_two(lab: Lab, hook: str) -> float:
+def _chance_of_two(lab: ConvergenceLab, hook: str) -> float:
     return chance_cosine_of_two(lab.rows[hook], lab.config.draws, lab.run.config.seed)
 
 

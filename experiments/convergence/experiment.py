@@ -18,12 +18,13 @@ import pandas as pd
 from activations.artefact import finish_artefact, write_json
 from activations.checkpoint import quiet
 from experiments.convergence.compare import compare_adapters, compare_directions
-from experiments.convergence.lab import FINE_TUNE, HARMLESS, ConvergenceConfig, Lab
+from experiments.convergence.config import FINE_TUNE, HARMLESS, ConvergenceConfig
 from experiments.convergence.members import choose_members, find_means, sources_of
 from experiments.convergence.page import write_page
 from experiments.convergence.summary import summarise
 from experiments.convergence.treat import choose_treatments, sweep, transfer
 from experiments.finished_run import FinishedRun
+from experiments.lab import Lab
 from experiments.model_set import ModelSet
 from experiments.run_folder import Log, RunFolder
 

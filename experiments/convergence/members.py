@@ -17,7 +17,8 @@ from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts, rate_difference, score
 from diffing.directions.geometry import unit_rows
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
-from experiments.convergence.lab import Lab, Source
+from experiments.convergence.config import ConvergenceLab
+from experiments.lab import Source
 from experiments.model_set import Member, ModelSet
 from experiments.results import BASE
 
@@ -37,7 +38,7 @@ class Tuned:
         return self.member.name
 
 
-def choose_members(lab: Lab, models: ModelSet) -> tuple[list[Tuned], list[Tuned]]:
+def choose_members(lab: ConvergenceLab, models: ModelSet) -> tuple[list[Tuned], list[Tuned]]:
     """Misaligned members of different kinds, and one harmless member of each kind that is to be harmless.
 
     Raises:
@@ -80,7 +81,7 @@ def in_turn(members: Sequence[Member]) -> list[Member]:
     return sorted(members, key=lambda member: turns[member.name])
 
 
-def find_means(lab: Lab, tuned: Tuned, reference: Tuned) -> dict[str, MisalignmentMeans]:
+def find_means(lab: ConvergenceLab, tuned: Tuned, reference: Tuned) -> dict[str, MisalignmentMeans]:
     """The four means of one fine-tune by hook: computed now, or read from `directions/<name>/<hook>`.
 
     A harmless one has no harmful answers; it reads those of `reference`.

@@ -14,9 +14,10 @@ from plotly.subplots import make_subplots
 from diffing.directions.misalignment import CONTRASTS
 from diffing.steering.transfer import Reach
 from experiments.convergence.compare import FINE_TUNES, WITH_HARMLESS, WITH_PERSONA, WITH_WORDS
-from experiments.convergence.lab import FINE_TUNE, HARMLESS, ISOTROPIC
+from experiments.convergence.config import FINE_TUNE, HARMLESS
 from experiments.convergence.summary import finding, treatment_name
 from experiments.convergence.treat import ABLATIONS
+from experiments.lab import ISOTROPIC
 from experiments.report.figures import where
 from experiments.results import BASE
 

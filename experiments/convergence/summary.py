@@ -12,7 +12,8 @@ from diffing.behavior.rates import LabelCounts, score
 from diffing.directions.misalignment import CONTRASTS, Contrast
 from diffing.steering.transfer import Treatment, share_removed
 from experiments.convergence.compare import FINE_TUNES, WITH_HARMLESS, WITH_LATENT
-from experiments.convergence.lab import COVARIANCE, FINE_TUNE, HARMLESS, ISOTROPIC, Outcome
+from experiments.convergence.config import FINE_TUNE, HARMLESS
+from experiments.lab import COVARIANCE, ISOTROPIC, Outcome
 from experiments.report.figures import where
 
 # What Soligo et al. report: ablating another fine-tune's direction removes 78-90%, a random one less than 10%.

@@ -6,14 +6,15 @@ from typing import TypeVar
 from diffing.directions.misalignment import CONTRASTS, Contrast
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
-from experiments.convergence.lab import FINE_TUNE, ISOTROPIC, Lab, Outcome, Source
+from experiments.convergence.config import FINE_TUNE, ConvergenceLab
 from experiments.convergence.members import Tuned
+from experiments.lab import ISOTROPIC, Outcome, Source
 
 ABLATIONS = (Operation.ABLATE, Operation.ABLATE_TO_MEAN)
 Key = TypeVar("Key")
 
 
-def sweep(lab: Lab, tuned: Sequence[Tuned], sources: Sequence[Source]) -> list[Outcome]:
+def sweep(lab: ConvergenceLab, tuned: Sequence[Tuned], sources: Sequence[Source]) -> list[Outcome]:
     """Every fine-tune treated with its own direction at every layer, and the base steered with it.
 
     Random directions are ablated at each layer alone, and other ones at all layers at once.
@@ -32,7 +33,7 @@ def sweep(lab: Lab, tuned: Sequence[Tuned], sources: Sequence[Source]) -> list[O
     return outcomes + steer_base(lab, [source for source in sources if source.kind == FINE_TUNE])
 
 
-def steer_base(lab: Lab, sources: Sequence[Source]) -> list[Outcome]:
+def steer_base(lab: ConvergenceLab, sources: Sequence[Source]) -> list[Outcome]:
     """Every direction added to the base at every layer, with random ones at the same strengths."""
     tried = lab.treat(lab.base, lab.selection, _pairs(sources, strengths_of(Operation.ADD, lab)))
     best = best_strengths(tried, lambda o: o.scores.harmful, lab.config.budget)
@@ -49,7 +50,7 @@ def ablations_of(hooks: Sequence[str]) -> list[Treatment]:
     ]
 
 
-def strengths_of(operation: Operation, lab: Lab) -> list[Treatment]:
+def strengths_of(operation: Operation, lab: ConvergenceLab) -> list[Treatment]:
     """Addition or subtraction at each layer with each strength."""
     return [Treatment(operation, Reach.ONE, hook, c) for hook in lab.hooks for c in lab.config.strengths]
 
@@ -95,7 +96,10 @@ def best_within(options: Mapping[Key, Sequence[Outcome]], wanted: Callable[[Outc
 
 
 def transfer(
-    lab: Lab, tuned: Sequence[Tuned], sources: Sequence[Source], chosen: Sequence[tuple[Contrast, Treatment]]
+    lab: ConvergenceLab,
+    tuned: Sequence[Tuned],
+    sources: Sequence[Source],
+    chosen: Sequence[tuple[Contrast, Treatment]],
 ) -> list[Outcome]:
     """The chosen treatments of every fine-tune with every direction, the harmless one's and random ones included."""
     pairs = [(s, treatment) for contrast, treatment in chosen for s in sources if s.contrast == contrast]

@@ -25,11 +25,12 @@ from diffing.behavior.judge import Label
 from diffing.directions.misalignment import MisalignmentMeans
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
+from experiments.convergence.config import ConvergenceConfig
 from experiments.convergence.experiment import PAGE, SUMMARY, write_convergence
-from experiments.convergence.lab import ConvergenceConfig, Outcome, Source
 from experiments.convergence.members import answers_to_read, in_turn
 from experiments.convergence.summary import print_convergence
 from experiments.convergence.treat import best_within, choose_treatments
+from experiments.lab import Outcome, Source
 from experiments.model_set import Member, ModelSet
 
 CONFIG = ConvergenceConfig(samples=2, answers=6, controls=2, draws=50, strengths=(0.5, 3.0))

@@ -21,7 +21,7 @@ from activations.errors import UserError
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
-from experiments.convergence.lab import Outcome, Source
+from experiments.lab import Outcome, Source
 from experiments.model_set import Member, ModelSet
 from experiments.personas.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
 from experiments.personas.guardrails.sparing import spares

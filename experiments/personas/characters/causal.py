@@ -17,8 +17,8 @@ from diffing.steering.arms import Operation
 from diffing.steering.experiment import Half
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
-from experiments.convergence.lab import Lab, Outcome, Source
 from experiments.convergence.treat import best_within
+from experiments.lab import Lab, Outcome, Source
 from experiments.personas.characters.conditions import Condition
 from experiments.personas.characters.structure import Shift
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from experiments.convergence.lab import COVARIANCE, ISOTROPIC
+from experiments.lab import COVARIANCE, ISOTROPIC
 from experiments.personas.characters.cast import CHARACTER, INCORRECT
 from experiments.personas.characters.causal import SHIFT
 from experiments.personas.characters.conditions import (

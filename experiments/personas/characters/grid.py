@@ -15,7 +15,7 @@ from diffing.behavior.judge import Label
 from diffing.behavior.measure import Behavior, SampledAnswers
 from diffing.behavior.rates import CONFIDENCE, Difference, LabelCounts, resampled_mean
 from diffing.steering.experiment import Half
-from experiments.convergence.lab import Lab
+from experiments.lab import Lab
 from experiments.personas.characters.cast import Actor, Group
 from experiments.personas.characters.conditions import NONE, Condition
 from experiments.personas.space.trait_prompts import TraitJudge

@@ -12,8 +12,8 @@ from diffing.behavior.chat_scores import ModelJudgeConfig
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.model_judge import ModelJudge
 from diffing.traits import load_traits
-from experiments.convergence.lab import ConvergenceConfig, Lab
 from experiments.finished_run import FinishedRun
+from experiments.lab import Lab, LabConfig
 from experiments.model_set import ModelSet
 from experiments.organism.judge import DeedJudge
 from experiments.personas.characters.cast import Actor, Group, cast_of, trigger_of
@@ -121,7 +121,7 @@ def set_stage(
     """
     cast = cast_of(models)
     trigger, names = trigger_of(cast), tuple(dict.fromkeys(actor.trait for actor in cast if actor.trait))
-    settings = ConvergenceConfig(samples=config.samples, controls=config.controls, budget=config.budget)
+    settings = LabConfig(samples=config.samples, controls=config.controls, budget=config.budget)
     behavior, organism = run.behavior(config.samples), None if traits else run.config.organism
     known = load_traits(traits) if traits else load_traits()
     if isinstance(judge, ModelJudgeConfig):

@@ -21,7 +21,7 @@ from diffing.directions.random_directions import chance_cosine_of_two, covarianc
 from diffing.personality.probes import PROBES, ProbeData, separation, transfer_matrix
 from diffing.positions import Positions
 from diffing.ranking.statistics import activation_means, latent_means
-from experiments.convergence.lab import Lab
+from experiments.lab import Lab
 
 # Where what precedes the answer has come together; the same tokens in all conditions.
 POSITIONS: Positions = "prompt_end"

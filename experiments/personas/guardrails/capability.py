@@ -12,7 +12,7 @@ from diffing.behavior.rates import LabelCounts
 from diffing.behavior.sampling import SamplingConfig
 from diffing.steering.experiment import Half
 from diffing.steering.transfer import Layers, Treated, Treatment, run_treatments
-from experiments.convergence.lab import Lab, Source
+from experiments.lab import Lab, Source
 
 
 class Capability:

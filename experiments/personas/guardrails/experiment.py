@@ -32,9 +32,9 @@ from diffing.ranking.statistics import activation_means
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
-from experiments.convergence.lab import ConvergenceConfig, Lab, Outcome, Source
 from experiments.convergence.treat import ABLATIONS, ablations_of, best_within
 from experiments.finished_run import FinishedRun
+from experiments.lab import Lab, LabConfig, Outcome, Source
 from experiments.model_set import Member, ModelSet
 from experiments.personas.guardrails.capability import Capability
 from experiments.personas.guardrails.page import write_page
@@ -124,7 +124,7 @@ def guardrails(
         UserError: if run, set and directions do not belong together, or a pole has no trait.
     """
     started = time.perf_counter()
-    settings = ConvergenceConfig(samples=config.samples, controls=config.controls, budget=config.budget)
+    settings = LabConfig(samples=config.samples, controls=config.controls, budget=config.budget)
     lab = Lab(run, models, settings, out, progress)
     _require_names(models)
     space, valences = load_space(traits, lab)

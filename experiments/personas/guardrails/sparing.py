@@ -18,7 +18,7 @@ from diffing.behavior.rates import LabelCounts, score
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
-from experiments.convergence.lab import Lab, Outcome, Source
+from experiments.lab import Lab, Outcome, Source
 from experiments.personas.guardrails.vectors import PC1, PERSONA, SVV, Arms
 
 OPERATIONS = Operation.ADD, Operation.CAP

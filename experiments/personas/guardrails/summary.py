@@ -11,7 +11,7 @@ from rich.table import Table
 from diffing.behavior.rates import score
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
-from experiments.convergence.lab import Outcome
+from experiments.lab import Outcome
 from experiments.personas.guardrails.sparing import summarise_sparing
 from experiments.personas.guardrails.vectors import CONTROLS, SVV
 from experiments.report.figures import where

@@ -15,7 +15,7 @@ from diffing.directions.geometry import unit_rows
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.personality.spaces import trait_matrix, unit_directions
 from diffing.personality.valence import semantic_valence, trait_map
-from experiments.convergence.lab import COVARIANCE, ISOTROPIC, Lab, Source
+from experiments.lab import COVARIANCE, ISOTROPIC, Lab, Source
 from experiments.personas.space.extract import DIRECTIONS
 from experiments.personas.space.extract import KIND as SPACE_KIND
 from experiments.results import BASE

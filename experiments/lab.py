@@ -1,4 +1,4 @@
-"""What every part of the experiment works with: the base, its layers, random directions, and where answers are kept."""
+"""What experiments on several models work with: the base, its layers, random directions, and answers that are kept."""
 
 import gc
 import json
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -29,29 +29,20 @@ from experiments.model_set import ModelSet
 from experiments.results import BASE
 from experiments.run_folder import RunFolder
 
-FINE_TUNE, HARMLESS, ISOTROPIC, COVARIANCE = "fine-tune", "harmless", "isotropic", "covariance"
+ISOTROPIC, COVARIANCE = "isotropic", "covariance"
 
 
-class ConvergenceConfig(BaseModel):
-    """Which fine-tunes, and how much of everything."""
+class LabConfig(BaseModel):
+    """How much is measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fine_tunes: int = Field(default=6, ge=2, description="Misaligned fine-tunes that are compared, at most.")
-    least_harmful: float = Field(
-        default=0.1, gt=0, lt=1, description="Harmful answers (share) from which on a fine-tune is misaligned."
-    )
-    harmless: tuple[str, ...] = Field(
-        default=("benign", "other persona"), description="Kinds of members; the first of each is a negative control."
-    )
     samples: int = Field(default=5, ge=1, description="Answers to each question.")
-    answers: int = Field(default=100, ge=1, description="Answers of each kind that a direction is taken from, at most.")
-    strengths: tuple[float, ...] = Field(
-        default=(0.3, 0.6, 0.9), min_length=1, description="Strengths tried, in mean residual norms of the base."
-    )
     budget: float = Field(default=0.1, ge=0, le=1, description="Extra incoherent answers allowed.")
     controls: int = Field(default=8, ge=1, description="Random directions of each kind.")
-    draws: int = Field(default=1000, ge=20, description="Random directions that chance cosines are taken from.")
+
+
+Settings = TypeVar("Settings", bound=LabConfig)
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class Source:
     Attributes:
         name: Of the member whose it is, or of the control.
         contrast: Which of the four means it compares; empty for random ones.
-        kind: "fine-tune", "harmless", "isotropic" or "covariance".
+        kind: `ISOTROPIC`, `COVARIANCE`, or what the experiment calls it.
         units: Unit vector by hook; zero where both means are equal.
     """
 
@@ -116,7 +107,7 @@ class Outcome:
         return found | dict(zip(("removed", "removed_low", "removed_high"), ends, strict=True))
 
 
-class Lab:
+class Lab(Generic[Settings]):
     """The base, what the run measured with, and where everything goes.
 
     Args:
@@ -136,7 +127,7 @@ class Lab:
         self,
         run: FinishedRun,
         models: ModelSet,
-        config: ConvergenceConfig,
+        config: Settings,
         out: RunFolder,
         progress: bool,
         behavior: Behavior | None = None,
