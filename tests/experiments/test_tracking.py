@@ -40,6 +40,8 @@ class OfflineRun:
 
 def read_offline_run(folder: Path) -> OfflineRun:
     """Read the records back from the only offline run in `folder/wandb`."""
+    # A finished run's log may still be on its way to disk; W&B's service writes the rest before it stops.
+    wandb.teardown()
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     run = OfflineRun()
     for data in _log_records(file.read_bytes()):
