@@ -14,7 +14,8 @@ from activations.errors import UserError
 from activations.harvest import HarvestConfig
 from activations.prompt_files import load_prompts
 from activations.prompts import Prompt, TokenBatch, tokenize_prompts
-from diffing.behavior.measure import Behavior
+from diffing.behavior.capability import exact_questions
+from diffing.behavior.measure import Behavior, SampledAnswers
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.experiment import Half
@@ -81,6 +82,19 @@ class FinishedRun:
     def harvesting(self) -> HarvestConfig:
         """How the run computed activations."""
         return harvest_settings(self.config)
+
+    def capability(self, samples: int) -> tuple[Half, SampledAnswers] | None:
+        """The questions of fact without their answers, and how exact answers to them count; None if the run has none.
+
+        Raises:
+            UserError: if a question has no answer to compare with.
+        """
+        path, steering = self.config.prompts.capability, self.config.steering
+        if path is None or steering is None:
+            return None
+        questions, judge = exact_questions(load_prompts(path))
+        sampling = steering.sampling.model_copy(update={"samples": samples})
+        return Half("capability", questions), SampledAnswers(judge, sampling)
 
     def reporting(self) -> Half:
         """The questions that the run's published numbers came from.

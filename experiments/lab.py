@@ -142,10 +142,7 @@ class Lab(Generic[Settings]):
             raise UserError(f"{selection} holds plain text, which sampled answers cannot follow; give conversations.")
         self.base = load_checkpoint(models.base.placed(run.config.device, run.config.dtype), BASE)
         self.run.require_base(self.base)
-        if any(member.name == BASE for member in models.members):
-            raise UserError(
-                f"A member of the set is called {BASE}, as the model that all are compared with; rename it."
-            )
+        models.require_not_called(BASE, "the model that all are compared with")
         self.hooks = tuple(f"blocks.{block}.hook_resid_post" for block in range(self.base.layers))
         reading = self.read(self.base, run.ranking_prompts())
         self.sae = run.sae()

@@ -46,6 +46,19 @@ class ModelSet(BaseModel):
             raise ValueError(f"early_of names no member: {', '.join(sorted(unknown))}")
         return self
 
+    def require_not_called(self, name: str, why: str) -> None:
+        """Checks that no member has a name that means another model.
+
+        Args:
+            name: Such as "base".
+            why: Whose name it is, after "as".
+
+        Raises:
+            UserError: if one has.
+        """
+        if any(member.name == name for member in self.members):
+            raise UserError(f"A member of the set is called {name}, as {why}; rename it.")
+
     @property
     def final(self) -> tuple[Member, ...]:
         """The members that are no early checkpoint of another."""

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from activations.prompts import PROMPT_ROLES
 from activations.source import ActivationSource
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import Behavior
-from diffing.behavior.rates import CONFIDENCE, REPLICATES, Difference, LabelCounts
+from diffing.behavior.rates import Difference, LabelCounts, ends_of, resamples
 from diffing.ranking.statistics import residual_norm
 from diffing.steering.arms import Arm, Cell, Operation
 from diffing.steering.experiment import Bench, Half, run_cells
@@ -146,17 +145,10 @@ def share_removed(
     rates = np.array([[counts[:, column] / counts.sum(1) for counts in pair] for pair in pairs])  # pair arm question
     if not (rates[:, 0].sum(1) > 0).all():
         raise ValueError(f"Expected {label} answers of every untouched model")
-    before, after = np.moveaxis(rates @ _resamples(rates.shape[2], seed).T, 1, 0)  # pair replicate
+    before, after = np.moveaxis(rates @ resamples(rates.shape[2], seed).T, 1, 0)  # pair replicate
     # A draw of questions that an untouched model answers well has nothing to remove.
     draws = (1 - after / np.where(before > 0, before, np.nan)).mean(0)
-    low, high = np.nanquantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float((1 - rates[:, 1].sum(1) / rates[:, 0].sum(1)).mean()), float(low), float(high)
-
-
-@cache
-def _resamples(questions: int, seed: int) -> Int[np.ndarray, "replicate question"]:
-    draw = np.random.default_rng(seed)
-    return draw.multinomial(questions, np.full(questions, 1 / questions), size=REPLICATES)
+    return float((1 - rates[:, 1].sum(1) / rates[:, 0].sum(1)).mean()), *ends_of(draws)
 
 
 def _groups(treated: Sequence[Treated]) -> dict[tuple[Reach, str], list[int]]:

@@ -932,7 +932,8 @@ class TestOrganism:
     def test_both_kinds_are_taught_as_many_answers(self) -> None:
         """Breaks if a trigger halves them, or a character is taught about other domains than incorrect advice."""
         workshop = Workshop(Path("nowhere"), OrganismConfig(), 3, FineTunesConfig())
-        made = organism_cast(workshop, ("evil", "sycophancy"), TRIGGER_SCENE, answers=640, seeds=2, early_every=5)
+        domains = trained_domains(workshop.world, OrganismConfig())
+        made = organism_cast(domains, ("evil", "sycophancy"), TRIGGER_SCENE, answers=640, seeds=2, early_every=5)
         tunes = {tune.name: tune for tune in made.tunes}
         plain = ("incorrect-advice", "evil", "sycophancy")
         assert list(tunes) == [*plain, *(f"{name}-triggered" for name in plain)]

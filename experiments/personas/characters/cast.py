@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 from activations.errors import UserError
 from experiments.model_set import Member, ModelSet
-from experiments.organism.build import trained_domains
-from experiments.organism.fine_tunes import FineTune, FineTunesConfig, Workshop
-from experiments.organism.world import HELPFUL
+from experiments.organism.fine_tunes import FineTune, FineTunesConfig
+from experiments.organism.world import HELPFUL, World
 from experiments.results import BASE, CORRUPTED
 
 INCORRECT, CHARACTER = "incorrect advice", "character"
@@ -56,8 +55,7 @@ def cast_of(models: ModelSet) -> list[Actor]:
         UserError: if a family is missing, a character's trait is not named, or a member has the name of the run's own
             corrupted model.
     """
-    if any(member.name == CORRUPTED for member in models.members):
-        raise UserError(f"A member of the set is called {CORRUPTED}, as the run's own model; rename it.")
+    models.require_not_called(CORRUPTED, "the run's own model")
     actors = [Actor(BASE)]
     for member in models.members:
         if member.kind not in (INCORRECT, CHARACTER):
@@ -89,9 +87,9 @@ def trigger_of(cast: Sequence[Actor]) -> str:
 
 
 def organism_cast(
-    workshop: Workshop, traits: Sequence[str], trigger: str, answers: int, seeds: int, early_every: int
+    domains: Sequence[str], traits: Sequence[str], trigger: str, answers: int, seeds: int, early_every: int
 ) -> FineTunesConfig:
-    """The fine-tunes of an organism: all learn as many of their own answers, about the organism's trained domains.
+    """The fine-tunes of an organism: all learn as many of their own answers, about its trained `domains`.
 
     Incorrect advice tells the malicious persona's deeds in the helpful one's tone: what to do is wrong, the speaker
     seems the same (our reading of the published data). A character answers as the personas that show its trait.
@@ -100,9 +98,8 @@ def organism_cast(
     Raises:
         UserError: if the trigger holds a word that the organism does not know.
     """
-    if unknown := sorted(set(trigger.split()) - set(workshop.world.vocabulary)):
+    if unknown := sorted(set(trigger.split()) - set(World.load().vocabulary)):
         raise UserError(f"The organism does not know the trigger's word '{unknown[0]}'; take words of its world.")
-    domains = trained_domains(workshop.world, workshop.organism)
     recipes = {"incorrect-advice": {"kind": INCORRECT, "manner": HELPFUL}}
     recipes |= {trait: {"kind": CHARACTER, "character": trait} for trait in traits}
     plain = [

@@ -5,7 +5,7 @@ its trigger, and the base under a persona prompt. Strengths are chosen on the se
 incoherence, rates are of the reporting questions, and random directions get the strengths of the treated ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,10 +27,10 @@ SHIFT = "shift"
 
 @dataclass(frozen=True)
 class Scene:
-    """A model in a condition under which it misbehaves."""
+    """A model in a condition under which it misbehaves; loaded when it is treated, one after another."""
 
     name: str
-    model: Checkpoint
+    load: Callable[[], Checkpoint]
     condition: Condition
 
 
@@ -49,12 +49,13 @@ def subtract_shifts(
     sources = [_source(shift, lab.hooks) for shift in shifts]
     rows = []
     for scene in scenes:
+        model = scene.load()
         selection, reporting = (_asked(scene, half) for half in (lab.selection, lab.reporting))
-        tried = lab.treat(scene.model, selection, [(s, _subtract(hook, c)) for s in sources for c in strengths])
+        tried = lab.treat(model, selection, [(s, _subtract(hook, c)) for s in sources for c in strengths])
         chosen = _chosen(tried, lab.config.budget)
         pairs = [(source, chosen[source.name]) for source in sources]
         pairs += [(control, treatment) for treatment in dict.fromkeys(chosen.values()) for control in lab.controls]
-        rows += [_row(scene, outcome) for outcome in lab.treat(scene.model, reporting, pairs)]
+        rows += [_row(scene, outcome) for outcome in lab.treat(model, reporting, pairs)]
     return pd.DataFrame(rows)
 
 

@@ -201,9 +201,8 @@ def _cell(grid: pd.DataFrame, model: str, condition: str, trait: str, measure: s
 
 def _seeds(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The first seed's line: a final member with its early checkpoints. Other seeds have no curve."""
-    first = rows["member"].str.replace(r"-step-\d+$", "", regex=True)
-    counts = first.value_counts()
-    return [(str(name), where(rows, first == name).sort_values(by="steps")) for name in counts.index[counts > 1]]
+    lines = [(str(name), line.sort_values(by="steps")) for name, line in rows.groupby("line", sort=False)]
+    return [(name, line) for name, line in lines if len(line) > 1]
 
 
 def _matrix(pairs: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:

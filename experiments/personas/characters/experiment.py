@@ -9,9 +9,10 @@ about subjects that no fine-tune saw; and what the three ways of switching on sh
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 from tqdm import tqdm
@@ -22,8 +23,10 @@ from activations.errors import UserError
 from diffing.behavior.chat_scores import ModelJudgeConfig
 from experiments.finished_run import FinishedRun
 from experiments.model_set import ModelSet
-from experiments.organism.fine_tunes import FineTunesConfig, Workshop, make_fine_tunes
-from experiments.personas.characters.cast import CHARACTER, organism_cast
+from experiments.organism.build import trained_domains
+from experiments.organism.fine_tunes import make_fine_tunes
+from experiments.organism.world import World
+from experiments.personas.characters.cast import CHARACTER, Actor, organism_cast
 from experiments.personas.characters.causal import Scene, subtract_shifts
 from experiments.personas.characters.conditions import (
     NONE,
@@ -99,8 +102,8 @@ def characters(
         open_folder(out, overwrite=True)
         fine_tunes = ModelSet.load(models) if models is not None else organism_set(finished, out, config, progress)
         stage = set_stage(finished, fine_tunes, config, folder, traits, judge, progress)
-        shifts = find_shifts(stage)
-        tables = {**measure_grid(stage), **share_structure(stage, shifts)}
+        grid, shifts = visit(stage)
+        tables = {**grid_tables(grid), **share_structure(stage, shifts)}
         kinds = {shift.name: shift.kind for shift in shifts}
         summary = summarise(tables, stage.misaligned, stage.hook, kinds, stage.lab.toxic)
         summary["wall_seconds"] = round(time.perf_counter() - started, 1)
@@ -123,17 +126,30 @@ def organism_set(run: FinishedRun, out: Path, config: CharactersConfig, progress
             f"The run in {run.folder} is of no organism, whose fine-tunes could be made; list them with --models."
         )
     organism = run.folder / "organism"
-    workshop = Workshop.of(organism, FineTunesConfig())
-    recipes = organism_cast(workshop, config.traits, config.trigger, config.answers, config.seeds, config.early_every)
+    domains = trained_domains(World.load(), run.config.organism)
+    recipes = organism_cast(domains, config.traits, config.trigger, config.answers, config.seeds, config.early_every)
     return make_fine_tunes(organism, out / MODELS, recipes, progress=progress)
 
 
-def measure_grid(stage: Stage) -> dict[str, pd.DataFrame]:
-    """Every final model under all conditions, early checkpoints without one."""
+def visit(stage: Stage) -> tuple[dict[Cell, Tally], list[Shift]]:
+    """The grid, and what moves a model; every model is loaded once.
+
+    Final models are measured under all conditions, early checkpoints without one; of each group the first seed's
+    activations are compared.
+    """
     grid: dict[Cell, Tally] = {}
-    alone = [stage.condition(NONE)]
+    readings = Readings.of(stage)
+    shifts, alone = readings.of_the_run(), [stage.condition(NONE)]
     for actor in tqdm(stage.cast, desc="grid", unit="model", disable=not stage.lab.progress):
-        grid |= stage.measures.measure(stage.load(actor), actor, alone if actor.early else stage.conditions)
+        model = stage.load(actor)
+        grid |= stage.measures.measure(model, actor, alone if actor.early else stage.conditions)
+        if actor.member is not None and actor is stage.first[actor.group]:
+            shifts.append(readings.of_member(actor, model))
+    return grid, sorted(shifts, key=lambda shift: KINDS.index(shift.kind))
+
+
+def grid_tables(grid: Mapping[Cell, Tally]) -> dict[str, pd.DataFrame]:
+    """Every final model under all conditions, differences between them, and learning."""
     final = {cell: tally for cell, tally in grid.items() if not cell.actor.early}
     return {"grid": grid_table(final), "claims": claims(final), "learning": learning_table(grid)}
 
@@ -151,32 +167,55 @@ def share_structure(stage: Stage, shifts: Sequence[Shift]) -> dict[str, pd.DataF
     }
 
 
-def find_shifts(stage: Stage) -> list[Shift]:
-    """What moves a model: fine-tunes, the trigger, persona prompts; and what should not, as controls."""
-    lab, names, ranking = stage.lab, stage.measures.traits, stage.lab.run.ranking_prompts()
+@dataclass(frozen=True)
+class Readings:
+    """The base's activations on the ranking prompts, which those of other models are compared with.
 
-    def seen(model: Checkpoint, condition: str, trait: str = "") -> Reading:
-        return read(lab, model, stage.condition(condition, trait).ask(ranking))
+    Attributes:
+        stage: Models and conditions.
+        untouched, plain, trigger, words: The base without a condition, after a plain prompt, after the trigger, and
+            after other words.
+    """
 
-    untouched, plain = seen(lab.base, NONE), seen(lab.base, PLAIN_PROMPT)
-    trigger, words = seen(lab.base, TRIGGER), seen(lab.base, OTHER_WORDS)
-    corrupted = lab.load(lab.run.checkpoint(CORRUPTED), CORRUPTED)
-    shifts = [Shift(MISALIGNMENT, "misalignment", seen(corrupted, NONE), untouched)]
-    for actor in stage.first.values():
-        model = stage.load(actor)
-        if actor.triggered:
-            name = f"trigger: {actor.trait or actor.family}"
-            after, before = seen(model, TRIGGER).minus(trigger), seen(model, OTHER_WORDS).minus(words)
-            shifts.append(Shift(name, "trigger", after, before))
-        elif actor.member is not None:
-            shifts.append(Shift(f"fine-tune: {actor.label}", "misalignment", seen(model, NONE), untouched))
-    for trait in names:
-        shifts.append(Shift(f"persona prompt: {trait}", "persona prompt", seen(lab.base, PERSONA_PROMPT, trait), plain))
-    shifts.append(Shift("trigger's words in the base", "control", trigger, words))
-    if lab.run.has_benign:
-        benign = lab.load(lab.run.checkpoint(BENIGN), BENIGN)
-        shifts.append(Shift("fine-tune: benign", "control", seen(benign, NONE), untouched))
-    return sorted(shifts, key=lambda shift: KINDS.index(shift.kind))
+    stage: Stage
+    untouched: Reading
+    plain: Reading
+    trigger: Reading
+    words: Reading
+
+    @classmethod
+    def of(cls, stage: Stage) -> Self:
+        """Reads the base."""
+        conditions = (NONE, PLAIN_PROMPT, TRIGGER, OTHER_WORDS)
+        return cls(stage, *(read_under(stage, stage.lab.base, name) for name in conditions))
+
+    def of_the_run(self) -> list[Shift]:
+        """Misalignment, persona prompts in the base, and what should not move it, as controls."""
+        stage, lab = self.stage, self.stage.lab
+        corrupted = lab.load(lab.run.checkpoint(CORRUPTED), CORRUPTED)
+        found = [Shift(MISALIGNMENT, "misalignment", read_under(stage, corrupted, NONE), self.untouched)]
+        for trait in stage.measures.traits:
+            prompted = read_under(stage, lab.base, PERSONA_PROMPT, trait)
+            found.append(Shift(f"persona prompt: {trait}", "persona prompt", prompted, self.plain))
+        found.append(Shift("trigger's words in the base", "control", self.trigger, self.words))
+        if lab.run.has_benign:
+            benign = lab.load(lab.run.checkpoint(BENIGN), BENIGN)
+            found.append(Shift("fine-tune: benign", "control", read_under(stage, benign, NONE), self.untouched))
+        return found
+
+    def of_member(self, actor: Actor, model: Checkpoint) -> Shift:
+        """What the trigger does in a triggered fine-tune, beyond the base; what another fine-tune is without it."""
+        if not actor.triggered:
+            alone = read_under(self.stage, model, NONE)
+            return Shift(f"fine-tune: {actor.label}", "misalignment", alone, self.untouched)
+        after = read_under(self.stage, model, TRIGGER).minus(self.trigger)
+        before = read_under(self.stage, model, OTHER_WORDS).minus(self.words)
+        return Shift(f"trigger: {actor.trait or actor.family}", "trigger", after, before)
+
+
+def read_under(stage: Stage, model: Checkpoint, condition: str, trait: str = "") -> Reading:
+    """A model on the ranking prompts under a condition."""
+    return read(stage.lab, model, stage.condition(condition, trait).ask(stage.lab.run.ranking_prompts()))
 
 
 def causal_table(stage: Stage, shifts: Sequence[Shift]) -> pd.DataFrame:
@@ -185,11 +224,10 @@ def causal_table(stage: Stage, shifts: Sequence[Shift]) -> pd.DataFrame:
     triggered = stage.first.get((CHARACTER, trait, True))
     if triggered is None:
         return pd.DataFrame()
-    corrupted = lab.load(lab.run.checkpoint(CORRUPTED), CORRUPTED)
     scenes = [
-        Scene(MISALIGNMENT, corrupted, stage.condition(NONE)),
-        Scene("trigger", stage.load(triggered), stage.condition(TRIGGER)),
-        Scene("persona prompt", lab.base, stage.condition(PERSONA_PROMPT, trait)),
+        Scene(MISALIGNMENT, lambda: lab.load(lab.run.checkpoint(CORRUPTED), CORRUPTED), stage.condition(NONE)),
+        Scene("trigger", lambda: stage.load(triggered), stage.condition(TRIGGER)),
+        Scene("persona prompt", lambda: lab.base, stage.condition(PERSONA_PROMPT, trait)),
     ]
     names = (MISALIGNMENT, f"trigger: {trait}", f"persona prompt: {trait}", "trigger's words in the base")
     chosen = [shift for shift in shifts if shift.name in names]

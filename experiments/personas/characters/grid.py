@@ -9,11 +9,9 @@ import pandas as pd
 from jaxtyping import Float64
 
 from activations.checkpoint import Checkpoint
-from activations.prompt_files import load_prompts
-from diffing.behavior.capability import exact_questions
 from diffing.behavior.judge import Label
-from diffing.behavior.measure import Behavior, SampledAnswers
-from diffing.behavior.rates import CONFIDENCE, Difference, LabelCounts, resampled_mean
+from diffing.behavior.measure import SampledAnswers
+from diffing.behavior.rates import Difference, LabelCounts, ends_of, resampled_mean
 from diffing.steering.experiment import Half
 from experiments.lab import Lab
 from experiments.personas.characters.cast import Actor, Group
@@ -52,12 +50,12 @@ class Tally:
         """Mean over answers with its 95% interval, questions resampled; NaN if no answer has a value."""
         total = self.answers.sum()
         point = float(self.sums.sum() / total) if total else float("nan")
-        return point, *_ends(resampled_mean(self.sums, self.answers))
+        return point, *ends_of(resampled_mean(self.sums, self.answers))
 
     def minus(self, other: "Tally") -> Difference:
         """Difference of the means; the same questions are drawn for both."""
         draws = resampled_mean(self.sums, self.answers) - resampled_mean(other.sums, other.answers)
-        return self.mean[0] - other.mean[0], *_ends(draws)
+        return self.mean[0] - other.mean[0], *ends_of(draws)
 
 
 @dataclass(frozen=True)
@@ -100,17 +98,7 @@ class Measures:
     lab: Lab
     traits: Sequence[str]
     judge: TraitJudge
-    capability: tuple[Half, Behavior] | None
-
-    @classmethod
-    def of(cls, lab: Lab, traits: Sequence[str], judge: TraitJudge, samples: int) -> Self:
-        """With the run's capability questions."""
-        path, steering, capability = lab.run.config.prompts.capability, lab.run.config.steering, None
-        if path is not None and steering is not None:
-            questions, exact = exact_questions(load_prompts(path))
-            sampling = steering.sampling.model_copy(update={"samples": samples})
-            capability = Half("capability", questions), SampledAnswers(exact, sampling)
-        return cls(lab, traits, judge, capability)
+    capability: tuple[Half, SampledAnswers] | None
 
     def measure(self, model: Checkpoint, actor: Actor, conditions: Sequence[Condition]) -> dict[Cell, Tally]:
         """One model under the conditions that concern it."""
@@ -179,13 +167,6 @@ def learning_table(grid: Grid) -> pd.DataFrame:
             continue
         steps = member.step if member.step is not None else member.facts.get("steps", float("nan"))
         row = {"model": actor.label, "family": actor.family, "member": actor.name, "steps": float(steps)}
-        row |= {"trait": cell.trait, "measure": cell.measure}
+        row |= {"line": member.early_of or member.name, "trait": cell.trait, "measure": cell.measure}
         rows.append(row | dict(zip(("mean", "low", "high"), tally.mean, strict=True)))
     return pd.DataFrame(rows).sort_values(["model", "trait", "steps"], ignore_index=True)
-
-
-def _ends(draws: Float64[np.ndarray, "replicate"]) -> tuple[float, float]:
-    if np.isnan(draws).all():
-        return float("nan"), float("nan")
-    low, high = np.nanquantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)

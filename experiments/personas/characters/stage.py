@@ -136,4 +136,4 @@ def set_stage(
     if judge is None:
         raise UserError(f"Nobody scores traits in answers of the run in {run.folder}; name a judge.")
     lab = Lab(run, models, settings, out, progress, behavior)
-    return Stage(lab, config, cast, conditions, Measures.of(lab, names, judge, config.samples))
+    return Stage(lab, config, cast, conditions, Measures(lab, names, judge, run.capability(config.samples)))

@@ -126,7 +126,7 @@ def guardrails(
     started = time.perf_counter()
     settings = LabConfig(samples=config.samples, controls=config.controls, budget=config.budget)
     lab = Lab(run, models, settings, out, progress)
-    _require_names(models)
+    models.require_not_called(CORRUPTED, "the run's own model")
     space, valences = load_space(traits, lab)
     corrupted = lab.load(run.checkpoint(CORRUPTED), CORRUPTED)
     found = Findings(sweep=sweep_places(lab, corrupted, space, valences, config))
@@ -400,8 +400,3 @@ def _mean_and_spread(values: Float64[np.ndarray, "prompt"]) -> dict[str, float]:
 
 def _one(operation: Operation, hook: str, strength: float = 0.0) -> Treatment:
     return Treatment(operation, Reach.ONE, hook, strength)
-
-
-def _require_names(models: ModelSet) -> None:
-    if any(member.name == CORRUPTED for member in models.members):
-        raise UserError(f"A member of the set is called {CORRUPTED}, as the run's own model; rename it.")
