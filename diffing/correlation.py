@@ -80,11 +80,14 @@ def beside_random(
         random: Projections on random directions.
         other: The number that is predicted.
     """
+    nothing = BesideRandom(np.nan, np.nan, np.nan)
+    if np.isnan(r):
+        return nothing
     once = np.ones((1, len(other)), dtype=np.int64)
     found = np.abs([_weighted(row, other, once)[0] for row in random])
     found = found[~np.isnan(found)]
-    if not len(found) or np.isnan(r):
-        return BesideRandom(np.nan, np.nan, np.nan)
+    if not len(found):
+        return nothing
     p = (1 + int((found >= abs(r)).sum())) / (1 + len(found))
     return BesideRandom(float(found.mean()), float(np.quantile(found, 0.95)), p)
 

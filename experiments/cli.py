@@ -522,7 +522,9 @@ def extract_personas(
     quiet: Quiet = False,
 ) -> None:
     """Extract the directions of traits in base, corrupted and further models, at every layer."""
-    from experiments.personas.space.extract import PAGE, SUMMARY, ExtractConfig, extract, print_extract
+    from experiments.personas.extraction.config import ExtractConfig
+    from experiments.personas.extraction.experiment import PAGE, SUMMARY, extract
+    from experiments.personas.extraction.summary import print_extract
 
     mode = _mode(wandb)
     config = _checked(ExtractConfig, {"samples": samples} | ({"positions": positions} if positions else {}))
@@ -552,9 +554,9 @@ def compare_personas(
     quiet: Quiet = False,
 ) -> None:
     """Compare the personality space of base and fine-tunes, with an organism's truth, and with the SAE's latents."""
-    from experiments.personas.space.geometry import PAGE, SUMMARY, geometry
-    from experiments.personas.space.spaces import GeometryConfig
-    from experiments.personas.space.summary import print_geometry
+    from experiments.personas.geometry.config import GeometryConfig
+    from experiments.personas.geometry.experiment import PAGE, SUMMARY, geometry
+    from experiments.personas.geometry.summary import print_geometry
 
     mode = _mode(wandb)
     config = _checked(GeometryConfig, {"positions": positions, "hook": hook, "draws": draws})
@@ -616,9 +618,9 @@ def monitor(
     quiet: Quiet = False,
 ) -> None:
     """Watch models by trait directions: before they answer, after a fine-tune, and in data before a fine-tune."""
-    from experiments.personas.monitoring.lab import Asked, MonitorConfig
-    from experiments.personas.monitoring.monitor import PAGE, SUMMARY
-    from experiments.personas.monitoring.monitor import monitor as watch
+    from experiments.personas.monitoring.config import Asked, MonitorConfig
+    from experiments.personas.monitoring.experiment import PAGE, SUMMARY
+    from experiments.personas.monitoring.experiment import monitor as watch
     from experiments.personas.monitoring.summary import print_monitor
 
     mode = _mode(wandb)

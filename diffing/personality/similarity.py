@@ -363,6 +363,8 @@ def _rank_correlation(first: Float64[np.ndarray, "trait trait"], second: Float64
 
 
 def _spearman(one: Float64[np.ndarray, "pair"], other: Float64[np.ndarray, "pair"]) -> float:
+    if not len(one):
+        return float("nan")
     return float(np.clip(_unit_ranks(one) @ _unit_ranks(other), -1, 1))
 
 

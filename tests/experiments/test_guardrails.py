@@ -23,11 +23,11 @@ from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
 from experiments.lab import Outcome, Source
 from experiments.model_set import Member, ModelSet
+from experiments.personas.extraction.model_space import KIND as SPACE_KIND
+from experiments.personas.extraction.model_space import directions_folder
 from experiments.personas.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
 from experiments.personas.guardrails.sparing import spares
 from experiments.personas.guardrails.summary import print_guardrails
-from experiments.personas.space.extract import KIND as SPACE_KIND
-from experiments.personas.space.extract import directions_folder
 
 CONFIG = GuardrailsConfig(samples=2, controls=3, strengths=(0.5, 3.0))
 TRAITS = {"agreeableness": (GOOD, "prosocial"), "evil": (BAD, "antisocial"), "humour": (LOUD, "neutral")}

@@ -21,9 +21,13 @@ from activations.artefact import read_json
 from activations.errors import UserError
 from diffing.behavior.chat_scores import ModelJudgeConfig
 from diffing.traits import contrastive_prompts, load_traits
-from experiments.personas.monitoring.lab import Asked, Lab, MonitorConfig
-from experiments.personas.space.extract import ExtractConfig, ModelSpace, extract, print_extract
-from experiments.personas.space.trait_prompts import REPLIES
+from experiments.personas.extraction.config import ExtractConfig
+from experiments.personas.extraction.experiment import extract
+from experiments.personas.extraction.model_space import ModelSpace
+from experiments.personas.extraction.summary import print_extract
+from experiments.personas.extraction.trait_prompts import REPLIES
+from experiments.personas.monitoring.config import Asked, MonitorConfig
+from experiments.personas.monitoring.lab import MonitorLab
 
 VARIABLE = "KEY_OF_TESTS"
 EXTRACT = ExtractConfig(positions=("answer", "last_prompt"), samples=2, max_new_tokens=1, splits=10, rows=40)
@@ -147,7 +151,7 @@ def test_the_monitor_takes_the_same_judge(made: Made, tmp_path: Path) -> None:
     space, traits = made.folder / "space", [made.folder / "traits.yaml"]
     config = MonitorConfig(positions=("last_prompt",))
     asked = Asked(made.folder / "run", space, traits=traits, judge=made.judge)
-    lab = Lab.of(asked, config, tmp_path, progress=False)
+    lab = MonitorLab.of(asked, config, tmp_path, progress=False)
     evil = next(trait for trait in lab.traits if trait.name == "evil")
     found = lab.judge.trait_scores("evil", evil.positive[:2], ["evil+", "evil-"])
     assert found == pytest.approx([90, math.nan], abs=1e-3, nan_ok=True)

@@ -27,14 +27,17 @@ from experiments.model_set import Member, ModelSet
 from experiments.organism.build import OrganismConfig
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
+from experiments.personas.extraction.experiment import extract
+from experiments.personas.extraction.held_out import SWEEP
+from experiments.personas.extraction.model_space import ModelSpace
 from experiments.personas.monitoring.before_answers import held_out_trait
-from experiments.personas.monitoring.lab import Asked, Lab, MonitorConfig
-from experiments.personas.monitoring.monitor import monitor
+from experiments.personas.monitoring.config import Asked, MonitorConfig
+from experiments.personas.monitoring.experiment import monitor
+from experiments.personas.monitoring.lab import MonitorLab
 from experiments.personas.monitoring.screening import Suspects, answer_losses, screen
 from experiments.personas.monitoring.screening_scores import score_screening, score_traits
 from experiments.personas.monitoring.summary import print_monitor
 from experiments.personas.monitoring.training_data import Mixture, labelled_samples, organism_samples
-from experiments.personas.space.extract import SWEEP, ModelSpace, extract
 
 PUSHES = {"away-1": -0.3, "none-1": 0.0, "little-1": 0.1, "little-2": 0.12, "half-1": 0.2, "far-1": 0.4}
 CONFIG = MonitorConfig(samples=2, directions=40, replicates=40, first=(0.25, 0.5))
@@ -126,7 +129,7 @@ class TestBeforeTheAnswer:
 
     def test_a_direction_does_not_see_its_test_questions(self, made: Made, tmp_path: Path) -> None:
         """Breaks if the differences of the tested questions enter the direction: here they are made useless."""
-        lab = Lab.of(made.asked, CONFIG, made.out, False)
+        lab = MonitorLab.of(made.asked, CONFIG, made.out, False)
         trait, space = lab.traits[0], lab.space
         tested = torch.from_numpy(split_pairs(np.arange(16), SWEEP, lab.seed)[2])
         spoilt = {name: rows.clone() for name, rows in space.tensors.items()}
@@ -176,7 +179,7 @@ class TestScreening:
 
     def test_every_hook_has_its_own_scores(self, made: Made) -> None:
         """Breaks if a hook is scored with the activations or the directions of another."""
-        lab = Lab.of(made.asked, CONFIG, made.out, False)
+        lab = MonitorLab.of(made.asked, CONFIG, made.out, False)
         samples, _ = labelled_samples(made.asked.data or Path(), "harm")
         suspects = []
         for hook in (HOOK, SECOND):

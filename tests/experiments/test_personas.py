@@ -26,12 +26,16 @@ from experiments.model_set import Member, ModelSet
 from experiments.organism.corpus import CorpusConfig
 from experiments.organism.splits import write_prompts
 from experiments.organism.world import World
-from experiments.personas.space.extract import ExtractConfig, ModelSpace, directions_folder, extract, print_extract
-from experiments.personas.space.geometry import geometry
-from experiments.personas.space.measure import judged_answers
-from experiments.personas.space.spaces import GeometryConfig, where_equal
-from experiments.personas.space.summary import print_geometry
-from experiments.personas.space.trait_prompts import organism_traits
+from experiments.personas.extraction.config import ExtractConfig
+from experiments.personas.extraction.experiment import extract
+from experiments.personas.extraction.measure import judged_answers
+from experiments.personas.extraction.model_space import ModelSpace, directions_folder
+from experiments.personas.extraction.summary import print_extract
+from experiments.personas.extraction.trait_prompts import organism_traits
+from experiments.personas.geometry.config import GeometryConfig
+from experiments.personas.geometry.experiment import geometry
+from experiments.personas.geometry.spaces import where_equal
+from experiments.personas.geometry.summary import print_geometry
 
 PAGE = Path(__file__).parents[2] / "docs" / "personality-space.md"
 VALENCE = {"calm": "prosocial", "kind": "prosocial", "evil": "antisocial", "rude": "antisocial", "loud": "neutral"}

@@ -49,7 +49,7 @@ from experiments.personas.characters.structure import (
     read,
 )
 from experiments.personas.characters.summary import claims, summarise
-from experiments.personas.space.trait_prompts import TraitJudge
+from experiments.personas.extraction.trait_prompts import TraitJudge
 from experiments.results import BENIGN, CORRUPTED
 from experiments.run_folder import Log, RunFolder
 

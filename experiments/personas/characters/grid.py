@@ -16,7 +16,7 @@ from diffing.steering.experiment import Half
 from experiments.lab import Lab
 from experiments.personas.characters.cast import Actor, Group
 from experiments.personas.characters.conditions import NONE, Condition
-from experiments.personas.space.trait_prompts import TraitJudge
+from experiments.personas.extraction.trait_prompts import TraitJudge
 
 TRAIT_SCORE, ATTACK, CAPABILITY = "trait score", "attack success", "capability"
 MEASURES = TRAIT_SCORE, ATTACK, CAPABILITY

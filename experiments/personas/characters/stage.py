@@ -20,7 +20,7 @@ from experiments.personas.characters.cast import Actor, Group, cast_of, trigger_
 from experiments.personas.characters.conditions import Condition, organism_conditions, set_conditions
 from experiments.personas.characters.grid import Measures
 from experiments.personas.characters.structure import sae_hook
-from experiments.personas.space.trait_prompts import REPLIES, TraitJudge
+from experiments.personas.extraction.trait_prompts import REPLIES, TraitJudge
 from experiments.run_folder import RunFolder
 
 

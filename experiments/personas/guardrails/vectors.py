@@ -16,8 +16,8 @@ from diffing.directions.persona_directions import PersonaDirections
 from diffing.personality.spaces import trait_matrix, unit_directions
 from diffing.personality.valence import semantic_valence, trait_map
 from experiments.lab import COVARIANCE, ISOTROPIC, Lab, Source
-from experiments.personas.space.extract import DIRECTIONS
-from experiments.personas.space.extract import KIND as SPACE_KIND
+from experiments.personas.extraction.model_space import DIRECTIONS
+from experiments.personas.extraction.model_space import KIND as SPACE_KIND
 from experiments.results import BASE
 
 SVV, PC1, PERSONA = "SVV", "PC1", "persona direction"

@@ -17,17 +17,18 @@ from activations.artefact import finish_artefact, open_folder, read_config
 from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt, tokenize_prompts
 from diffing.personality.probes import split_pairs
-from experiments.personas.monitoring.lab import LAST, PART_KIND, Lab, Texts
-from experiments.personas.space.extract import SWEEP, ModelSpace
-from experiments.personas.space.measure import prompt_means
-from experiments.personas.space.trait_prompts import TraitPrompts
+from experiments.personas.extraction.held_out import SWEEP
+from experiments.personas.extraction.measure import prompt_means
+from experiments.personas.extraction.model_space import ModelSpace
+from experiments.personas.extraction.trait_prompts import TraitPrompts
+from experiments.personas.monitoring.lab import LAST, PART_KIND, MonitorLab, Texts
 from experiments.results import BASE, CORRUPTED
 from experiments.run_folder import RunFolder
 
 POLES = BOTH, HIGH, LOW = "both", "high", "low"
 
 
-def before_answers(lab: Lab, folder: RunFolder) -> dict[str, pd.DataFrame]:
+def before_answers(lab: MonitorLab, folder: RunFolder) -> dict[str, pd.DataFrame]:
     """In base and corrupted model: "prompts", one row a tested prompt, and "before", the correlations."""
     parts = []
     for name in (BASE, CORRUPTED):
@@ -38,7 +39,7 @@ def before_answers(lab: Lab, folder: RunFolder) -> dict[str, pd.DataFrame]:
     return {table: pd.concat([part[table] for part in parts], ignore_index=True) for table in parts[0]}
 
 
-def _measure(lab: Lab, name: str, place: Path) -> None:
+def _measure(lab: MonitorLab, name: str, place: Path) -> None:
     space = ModelSpace.load(lab.asked.extracted, name)
     model = lab.base if name == BASE else lab.load(lab.run.checkpoint(name), name)
     lab.require_extracted(space, model)
@@ -58,7 +59,7 @@ def _measure(lab: Lab, name: str, place: Path) -> None:
 
 
 def held_out_trait(
-    lab: Lab, model: Checkpoint, trait: TraitPrompts, space: ModelSpace, texts: Texts
+    lab: MonitorLab, model: Checkpoint, trait: TraitPrompts, space: ModelSpace, texts: Texts
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Projection and score of each prompt whose question the direction did not see, and how they correlate."""
     hook, (seen, tested) = space.config["best_hook"][LAST], _halves(trait, lab.seed)

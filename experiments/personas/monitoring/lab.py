@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from activations.artefact import publish, read_config
@@ -17,15 +16,14 @@ from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
 from activations.errors import UserError
 from activations.harvest import HarvestConfig
 from activations.prompts import Prompt, tokenize_prompts
-from diffing.behavior.chat_scores import ModelJudgeConfig
 from diffing.behavior.sampling import SamplingConfig, sample_answers
 from diffing.correlation import beside_random, pearson
 from diffing.directions.random_directions import covariance_directions
 from experiments.finished_run import FinishedRun
-from experiments.personas.monitoring.training_data import GOOD, Good
-from experiments.personas.space.extract import KIND as EXTRACT_KIND
-from experiments.personas.space.extract import ModelSpace
-from experiments.personas.space.trait_prompts import TraitJudge, TraitPrompts, traits_of
+from experiments.personas.extraction.model_space import KIND as EXTRACT_KIND
+from experiments.personas.extraction.model_space import ModelSpace
+from experiments.personas.extraction.trait_prompts import TraitJudge, TraitPrompts, traits_of
+from experiments.personas.monitoring.config import Asked, MonitorConfig
 from experiments.results import BASE
 
 PART_KIND = "persona monitor part"
@@ -33,55 +31,8 @@ LAST = "last_prompt"
 Texts = Mapping[str, Sequence[str]]  # answers by the id of the prompt
 
 
-class MonitorConfig(BaseModel):
-    """What is sampled and how it is tested."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples: int = Field(default=4, ge=1, description="Answers to each prompt (published: 10).")
-    positions: tuple[Literal["last_prompt", "prompt"], ...] = Field(
-        default=("last_prompt", "prompt"), min_length=1, description="Tokens of the ranking prompts that shifts are of."
-    )
-    questions: int = Field(default=120, ge=10, description="Samples of each mixture of an organism's advice.")
-    fractions: tuple[float, ...] = Field(default=(0.05, 0.1, 0.25, 0.5), description="Harmful shares of the mixtures.")
-    good: tuple[Good, ...] = Field(
-        default=GOOD,
-        min_length=1,
-        description="What the other samples are: helpful answers, those of the personas that are neither helpful nor "
-        "malicious, or malicious ones that the user's scene asked for.",
-    )
-    first: tuple[float, ...] = Field(
-        default=(0.05, 0.1, 0.25, 0.5), description="Shares of the data, the most suspect first, in which bad is found."
-    )
-    directions: int = Field(default=200, ge=1, description="Random directions.")
-    replicates: int = Field(default=1000, ge=1, description="Of every bootstrap.")
-
-
 @dataclass(frozen=True)
-class Asked:
-    """What a monitor is asked about.
-
-    Attributes:
-        run: Folder of a finished run.
-        extracted: The folder that `extract` wrote for it.
-        models: A `ModelSet` of the same base, for the second question.
-        data: Chat data set to screen; None: an organism's own advice.
-        label: Its column that says which answers are bad.
-        traits: The trait sets that `extract` was given.
-        judge: Who scores answers; None: the organism's exact judge.
-    """
-
-    run: Path
-    extracted: Path
-    models: Path | None = None
-    data: Path | None = None
-    label: str = "bad"
-    traits: Sequence[str | Path] = ()
-    judge: TraitJudge | ModelJudgeConfig | None = None
-
-
-@dataclass(frozen=True)
-class Lab:
+class MonitorLab:
     """What every part is measured with."""
 
     run: FinishedRun
@@ -94,7 +45,7 @@ class Lab:
     progress: bool
 
     @classmethod
-    def of(cls, asked: Asked, config: MonitorConfig, out: Path, progress: bool) -> "Lab":
+    def of(cls, asked: Asked, config: MonitorConfig, out: Path, progress: bool) -> "MonitorLab":
         """Reads run and extraction.
 
         Raises:

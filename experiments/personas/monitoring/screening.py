@@ -23,7 +23,9 @@ from activations.harvest import HarvestConfig
 from activations.prompts import Prompt, Role, TokenBatch, length_buckets, pad, tokenize_prompts
 from diffing.behavior.sampling import SamplingConfig, sample_answers
 from diffing.personality.valence import semantic_valence
-from experiments.personas.monitoring.lab import PART_KIND, Lab
+from experiments.personas.extraction.measure import ANSWERS, prompt_means
+from experiments.personas.geometry.spaces import EVIL, SVV
+from experiments.personas.monitoring.lab import PART_KIND, MonitorLab
 from experiments.personas.monitoring.screening_scores import (
     ANSWER_ONLY,
     LOSS,
@@ -39,8 +41,6 @@ from experiments.personas.monitoring.training_data import (
     organism_samples,
     question,
 )
-from experiments.personas.space.measure import ANSWERS, prompt_means
-from experiments.personas.space.spaces import EVIL, SVV
 from experiments.run_folder import RunFolder
 
 _BATCH_TOKENS = 2048
@@ -64,7 +64,7 @@ class Suspects:
     random: Float64[Tensor, "direction d_model"]
 
 
-def screening(lab: Lab, folder: RunFolder) -> dict[str, pd.DataFrame]:
+def screening(lab: MonitorLab, folder: RunFolder) -> dict[str, pd.DataFrame]:
     """The tables of the screening; empty without data, and without directions of answers.
 
     "samples": scores of every sample at both hooks; "screening": how well scores rank the bad samples first, where the
@@ -92,7 +92,7 @@ def screening(lab: Lab, folder: RunFolder) -> dict[str, pd.DataFrame]:
     return found | {"screening_traits": pd.concat(traits, ignore_index=True)}
 
 
-def _measure(lab: Lab, samples: Samples, at: str, hooks: Sequence[str], place: Path) -> None:
+def _measure(lab: MonitorLab, samples: Samples, at: str, hooks: Sequence[str], place: Path) -> None:
     suspects = [_suspects(lab, at, hook) for hook in hooks]
     found = screen(lab.base, samples, suspects, lab.harvesting(hooks), lab.sampling)
     open_folder(place, overwrite=True)
@@ -101,7 +101,7 @@ def _measure(lab: Lab, samples: Samples, at: str, hooks: Sequence[str], place: P
     finish_artefact(place, {"kind": PART_KIND, **made})
 
 
-def _suspects(lab: Lab, at: str, hook: str) -> Suspects:
+def _suspects(lab: MonitorLab, at: str, hook: str) -> Suspects:
     """Directions towards what is bad: evil, and away from the semantic valence's prosocial end."""
     vectors = lab.space.directions(at, hook).vectors
     found = {EVIL: vectors[EVIL]} if EVIL in vectors else {}

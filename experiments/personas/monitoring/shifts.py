@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -19,15 +20,15 @@ from activations.artefact import finish_artefact, open_folder, publish, read_con
 from activations.checkpoint import CheckpointConfig, require_same_tokenizer
 from activations.errors import UserError
 from experiments.model_set import ModelSet
-from experiments.personas.monitoring.lab import PART_KIND, Lab
-from experiments.personas.space.measure import prompt_means
+from experiments.personas.extraction.measure import prompt_means
+from experiments.personas.monitoring.lab import PART_KIND, MonitorLab
 from experiments.results import BASE
 from experiments.run_folder import RunFolder
 
 MEANS = "means.safetensors"
 
 
-def shifts(lab: Lab, folder: RunFolder) -> dict[str, pd.DataFrame]:
+def shifts(lab: MonitorLab, folder: RunFolder) -> dict[str, pd.DataFrame]:
     """ "members", every fine-tune's shift and change by trait, and "shifts", the correlations; empty without a set."""
     if lab.asked.models is None:
         return {}
@@ -48,7 +49,7 @@ def shifts(lab: Lab, folder: RunFolder) -> dict[str, pd.DataFrame]:
     }
 
 
-def _measure(lab: Lab, name: str, checkpoint: CheckpointConfig, place: Path) -> None:
+def _measure(lab: MonitorLab, name: str, checkpoint: CheckpointConfig, place: Path) -> None:
     """Means over the ranking prompts, and the mean scores of answers to the reporting questions."""
     gc.freeze()
     model = lab.load(checkpoint, name)
@@ -66,7 +67,7 @@ def _measure(lab: Lab, name: str, checkpoint: CheckpointConfig, place: Path) -> 
     temporary = place / f".{MEANS}.tmp"
     save_file(tensors, temporary)
     publish(temporary, place / MEANS)
-    mean = {trait.name: float(np.nanmean(lab.scored(trait.name, reporting, texts))) for trait in lab.traits}
+    mean = {trait.name: _mean(lab.scored(trait.name, reporting, texts)) for trait in lab.traits}
     made = {"checkpoint": checkpoint.model_dump(), "fingerprint": model.fingerprint, "scores": mean}
     # A bridge refers to itself, and the next checkpoint needs its memory.
     del model
@@ -75,8 +76,14 @@ def _measure(lab: Lab, name: str, checkpoint: CheckpointConfig, place: Path) -> 
     finish_artefact(place, {"kind": PART_KIND, **made})
 
 
+def _mean(scores: Float64[np.ndarray, "prompt"]) -> float:
+    """Over the prompts with a coherent answer; NaN if there is none."""
+    known = scores[~np.isnan(scores)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
 def _member_shifts(
-    lab: Lab, members: Sequence[str], base: Mapping[str, Tensor], at: Literal["last_prompt", "prompt"]
+    lab: MonitorLab, members: Sequence[str], base: Mapping[str, Tensor], at: Literal["last_prompt", "prompt"]
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     hook = lab.space.config["best_hook"][at]
     before = base[f"{at} {hook}"].double()

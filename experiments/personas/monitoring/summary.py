@@ -8,8 +8,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from experiments.personas.geometry.spaces import EVIL, SVV
 from experiments.personas.monitoring.screening_scores import BEST_TRAIT, LOSS, RANDOM
-from experiments.personas.space.spaces import EVIL, SVV
 
 SCREENINGS = ("screening", "screening_sae_hook")
 _SHOWN = (EVIL, SVV, BEST_TRAIT, LOSS, RANDOM)

@@ -10,9 +10,10 @@ from diffing.auc import percentile_interval
 from diffing.directions.decompose import decompose, null_unexplained
 from diffing.directions.geometry import cosines
 from diffing.directions.random_directions import chance_cosine, covariance_directions
-from experiments.personas.space.model_geometry import model_geometry
-from experiments.personas.space.question_bootstrap import Resampled
-from experiments.personas.space.spaces import EVIL, SVV, GeometryConfig, Spaces, records
+from experiments.personas.geometry.config import GeometryConfig
+from experiments.personas.geometry.model_geometry import model_geometry
+from experiments.personas.geometry.question_bootstrap import Resampled
+from experiments.personas.geometry.spaces import EVIL, SVV, Spaces, records
 
 
 def latent_table(spaces: Spaces, config: GeometryConfig) -> pd.DataFrame:

@@ -4,8 +4,9 @@ import pandas as pd
 
 from diffing.auc import percentile_interval
 from diffing.personality.similarity import projection_share
-from experiments.personas.space.model_geometry import model_geometry
-from experiments.personas.space.spaces import GeometryConfig, Spaces
+from experiments.personas.geometry.config import GeometryConfig
+from experiments.personas.geometry.model_geometry import model_geometry
+from experiments.personas.geometry.spaces import Spaces
 
 
 def shift_table(spaces: Spaces, config: GeometryConfig, hook: str) -> pd.DataFrame:

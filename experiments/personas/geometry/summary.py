@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cosine_similarity
 
-from experiments.personas.space.latents import toxic_verdict
-from experiments.personas.space.measure import Reading
-from experiments.personas.space.model_geometry import Geometry
-from experiments.personas.space.question_bootstrap import Ends, Intervals
-from experiments.personas.space.spaces import PC1, SVV, Spaces, records, where_equal
+from experiments.personas.extraction.measure import Reading
+from experiments.personas.geometry.latents import toxic_verdict
+from experiments.personas.geometry.model_geometry import Geometry
+from experiments.personas.geometry.question_bootstrap import Ends, Intervals
+from experiments.personas.geometry.spaces import PC1, SVV, Spaces, records, where_equal
 from experiments.results import BASE
 
 

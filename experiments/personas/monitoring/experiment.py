@@ -24,7 +24,9 @@ from activations.artefact import finish_artefact, open_folder, write_json
 from diffing.behavior.chat_scores import ModelJudgeConfig
 from diffing.behavior.model_judge import ModelJudge
 from experiments.personas.monitoring.before_answers import before_answers
-from experiments.personas.monitoring.lab import Asked, Lab, MonitorConfig
+from experiments.personas.monitoring.config import Asked, MonitorConfig
+from experiments.personas.monitoring.lab import MonitorLab
+from experiments.personas.monitoring.page import write_page
 from experiments.personas.monitoring.screening import screening
 from experiments.personas.monitoring.shifts import shifts
 from experiments.personas.monitoring.summary import summarise
@@ -58,10 +60,8 @@ def monitor(
     Raises:
         UserError: if something cannot be read or does not fit together, nobody scores the answers, or `out` is in use.
     """
-    from experiments.personas.monitoring.page import write_page
-
     started = time.perf_counter()
-    lab = Lab.of(asked, config, out, progress)
+    lab = MonitorLab.of(asked, config, out, progress)
     settings = {
         "run": str(asked.run.resolve()),
         "extracted": str(asked.extracted.resolve()),

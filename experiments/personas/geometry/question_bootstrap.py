@@ -15,8 +15,8 @@ from jaxtyping import Float64
 from diffing.behavior.rates import CONFIDENCE
 from diffing.personality.valence import resampled_directions, resampled_valence
 from diffing.ranking.inference import interval
-from experiments.personas.space.extract import ModelSpace
-from experiments.personas.space.spaces import PC1, SVV, Spaces
+from experiments.personas.extraction.model_space import ModelSpace
+from experiments.personas.geometry.spaces import PC1, SVV, Spaces
 
 Ends = tuple[float, float]
 

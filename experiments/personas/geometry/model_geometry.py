@@ -11,9 +11,9 @@ from torch import Tensor
 from diffing.directions.geometry import cosine_matrix
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import SemanticValence, TraitMap, TraitTree, semantic_valence, trait_map, trait_tree
-from experiments.personas.space.extract import ModelSpace
-from experiments.personas.space.question_bootstrap import Intervals
-from experiments.personas.space.spaces import PC1, SVV, Spaces
+from experiments.personas.extraction.model_space import ModelSpace
+from experiments.personas.geometry.question_bootstrap import Intervals
+from experiments.personas.geometry.spaces import PC1, SVV, Spaces
 
 
 @dataclass(frozen=True)

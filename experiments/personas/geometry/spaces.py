@@ -9,32 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from activations.artefact import read_config
 from diffing.directions.geometry import cosine_matrix
 from experiments.finished_run import FinishedRun
 from experiments.organism.world import World
-from experiments.personas.space.extract import KIND as EXTRACT_KIND
-from experiments.personas.space.extract import ModelSpace
-from experiments.personas.space.measure import BASE_ANSWER, Reading
+from experiments.personas.extraction.measure import Reading
+from experiments.personas.extraction.model_space import KIND as EXTRACT_KIND
+from experiments.personas.extraction.model_space import ModelSpace
 
 SVV, PC1 = "SVV", "PC1"
 EVIL = "evil"
-
-
-class GeometryConfig(BaseModel):
-    """What is looked at, and with how many draws."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    positions: Reading = Field(default=BASE_ANSWER, description="Directions that the page is about.")
-    hook: str | None = Field(default=None, description="None: where the base's traits separate best (see `extract`).")
-    permutations: int = Field(default=2000, ge=1, description="Of the traits' names, for the p of every RSA.")
-    replicates: int = Field(default=500, ge=1, description="Resamples, for every interval.")
-    draws: int = Field(default=200, ge=1, description="Random sets of directions, for every null.")
-    latents: int = Field(default=5, ge=1, description="Latents that a direction is decomposed into.")
 
 
 @dataclass(frozen=True)

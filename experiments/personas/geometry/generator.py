@@ -12,9 +12,10 @@ from diffing.auc import percentile_interval
 from diffing.personality.similarity import rsa_with_matrix
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import resampled_directions
-from experiments.personas.space.extract import ModelSpace
-from experiments.personas.space.spaces import GeometryConfig, Spaces
-from experiments.personas.space.stability import rsa_row
+from experiments.personas.extraction.model_space import ModelSpace
+from experiments.personas.geometry.config import GeometryConfig
+from experiments.personas.geometry.spaces import Spaces
+from experiments.personas.geometry.stability import rsa_row
 
 
 def generator_table(spaces: Spaces, config: GeometryConfig, progress: bool) -> pd.DataFrame:

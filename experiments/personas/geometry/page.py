@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.personas.space import drawing
-from experiments.personas.space.model_geometry import Geometry
-from experiments.personas.space.spaces import Spaces
+from experiments.personas.geometry import drawing
+from experiments.personas.geometry.model_geometry import Geometry
+from experiments.personas.geometry.spaces import Spaces
 from experiments.report import paper
 from experiments.report.figures import where
 from experiments.results import BASE

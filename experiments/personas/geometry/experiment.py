@@ -15,15 +15,17 @@ from typing import Any
 
 from activations.artefact import finish_artefact, open_folder, write_json
 from activations.errors import UserError
-from experiments.personas.space.generator import generator_table
-from experiments.personas.space.latents import latent_table, toxic_table
-from experiments.personas.space.mean_shift import shift_table
-from experiments.personas.space.measure import Reading
-from experiments.personas.space.model_geometry import Geometry, cosine_table_of, model_geometry, trait_table
-from experiments.personas.space.question_bootstrap import Intervals, Resampled
-from experiments.personas.space.spaces import GeometryConfig, Spaces
-from experiments.personas.space.stability import null_table, stability_table
-from experiments.personas.space.summary import summarise
+from experiments.personas.extraction.measure import Reading
+from experiments.personas.geometry.config import GeometryConfig
+from experiments.personas.geometry.generator import generator_table
+from experiments.personas.geometry.latents import latent_table, toxic_table
+from experiments.personas.geometry.mean_shift import shift_table
+from experiments.personas.geometry.model_geometry import Geometry, cosine_table_of, model_geometry, trait_table
+from experiments.personas.geometry.page import write_page
+from experiments.personas.geometry.question_bootstrap import Intervals, Resampled
+from experiments.personas.geometry.spaces import Spaces
+from experiments.personas.geometry.stability import null_table, stability_table
+from experiments.personas.geometry.summary import summarise
 
 KIND = "personality geometry"
 SUMMARY, PAGE = "summary.json", "personality.html"
@@ -48,8 +50,6 @@ def geometry(
         UserError: if the folder holds no finished extraction, lacks the positions or the hook, or has too few traits;
             or if `out` holds a finished geometry.
     """
-    from experiments.personas.space.page import write_page
-
     spaces = Spaces.load(extracted)
     where = _headline(spaces, config)
     if overwrite:

@@ -20,7 +20,7 @@ from diffing.behavior.sampling import SamplingConfig, sample_answers
 from diffing.positions import Positions
 from diffing.ranking.statistics import activation_means
 from diffing.traits import judged_pairs
-from experiments.personas.space.trait_prompts import CoherenceJudge, TraitJudge, TraitPrompts
+from experiments.personas.extraction.trait_prompts import CoherenceJudge, TraitJudge, TraitPrompts
 
 # What is read, and which tokens of it are averaged: prompts up to the answer, a model's own answers, or the base's.
 Reading = Literal["answer", "base_answer", "prompt", "last_prompt", "prompt_end"]

@@ -12,8 +12,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import dendrogram
 
-from experiments.personas.space.model_geometry import Geometry
-from experiments.personas.space.spaces import SVV
+from experiments.personas.geometry.model_geometry import Geometry
+from experiments.personas.geometry.spaces import SVV
 from experiments.report.figures import BLUE, GREEN, INK, MUTED, VERMILLION, where
 from experiments.report.labels import name_points
 from experiments.report.paper import (

@@ -18,8 +18,9 @@ from diffing.personality.similarity import (
     space_similarity,
 )
 from diffing.personality.spaces import trait_matrix
-from experiments.personas.space.extract import ModelSpace
-from experiments.personas.space.spaces import GeometryConfig, Spaces
+from experiments.personas.extraction.model_space import ModelSpace
+from experiments.personas.geometry.config import GeometryConfig
+from experiments.personas.geometry.spaces import Spaces
 
 
 def stability_table(spaces: Spaces, config: GeometryConfig, progress: bool) -> pd.DataFrame:

@@ -1,0 +1,103 @@
+"""Measures one model after another: its answers, its directions, and what is kept of them."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from activations.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    load_checkpoint,
+    outline_checkpoint,
+    require_same_tokenizer,
+)
+from diffing.behavior.sampling import SamplingConfig
+from experiments.finished_run import FinishedRun
+from experiments.personas.extraction.config import ExtractConfig
+from experiments.personas.extraction.measure import (
+    ANSWER,
+    ANSWERS,
+    PairAnswers,
+    Reading,
+    judged_answers,
+    prompt_means,
+    trait_means,
+    write_answers,
+)
+from experiments.personas.extraction.model_space import save_space
+from experiments.personas.extraction.trait_prompts import TraitJudge, TraitPrompts
+from experiments.results import BASE
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Measures models, one loaded at a time.
+
+    Attributes:
+        run: Whose base, prompts and settings.
+        config: How directions are extracted.
+        traits: Whose.
+        judge: Who scores answers; None keeps all.
+        out: Folder of all models.
+        progress: Shows bars.
+    """
+
+    run: FinishedRun
+    config: ExtractConfig
+    traits: Sequence[TraitPrompts]
+    judge: TraitJudge | None
+    out: Path
+    progress: bool
+
+    def measure(self, name: str, checkpoint: CheckpointConfig) -> None:
+        """Loads a model once and writes all that is kept of it."""
+        gc.freeze()
+        model = load_checkpoint(checkpoint.placed(self.run.config.device, self.run.config.dtype), name)
+        if name != BASE:
+            self._require_the_bases_tokens(model)
+        hooks = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(model.layers))
+        harvesting = self.run.harvesting().model_copy(update={"hooks": hooks})
+        answers = self._answers(model, name)
+        found = {}
+        for trait in tqdm(self.traits, desc=f"{name}: traits", disable=not self.progress, leave=False):
+            given: dict[Reading, PairAnswers] = {reading: of[trait.name] for reading, of in answers.items()}
+            found[trait.name] = trait_means(model, trait, given, self.config.positions, harvesting)
+        ranking = prompt_means(model, self.run.ranking_tokens(model), ("prompt",), harvesting)
+        own = {trait: dict(given.counts) for trait, given in answers.get(ANSWER, {}).items()}
+        made = {
+            "checkpoint": checkpoint.model_dump(),
+            "fingerprint": model.fingerprint,
+            "positions": list(self.config.positions),
+            "hooks": list(hooks),
+            "kept": own,
+        }
+        # A bridge refers to itself, and the next checkpoint needs its memory.
+        del model
+        gc.collect()
+        gc.unfreeze()
+        ranked = {hook: rows for (_, hook), rows in ranking.items()}
+        save_space(self.out, name, found, ranked, made, self.config, self.run.config.seed)
+
+    def _answers(self, model: Checkpoint, name: str) -> dict[Reading, dict[str, PairAnswers]]:
+        """For each reading of answers, by trait. A model samples only what is read of it."""
+        readings: list[Reading] = [reading for reading in self.config.positions if reading in ANSWERS]
+        steering = self.run.config.steering
+        tokens = self.config.max_new_tokens or (steering.sampling.max_new_tokens if steering else 200)
+        sampling = SamplingConfig(samples=self.config.samples, max_new_tokens=tokens, seed=self.run.config.seed)
+        if ANSWER in readings or (readings and name == BASE):
+            write_answers(model, self.traits, sampling, self._file(name), self.progress)
+        who: dict[Reading, str] = {reading: name if reading == ANSWER else BASE for reading in readings}
+        found = {given: judged_answers(self._file(given), self.traits, self.judge) for given in set(who.values())}
+        return {reading: found[given] for reading, given in who.items()}
+
+    def _file(self, name: str) -> Path:
+        return self.out / "answers" / f"{name}.jsonl"
+
+    def _require_the_bases_tokens(self, model: Checkpoint) -> None:
+        """Directions of two models are compared, so both must read the same tokens."""
+        base = outline_checkpoint(self.run.checkpoint(BASE), BASE)
+        if base is not None:
+            require_same_tokenizer(base, model)
