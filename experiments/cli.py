@@ -431,8 +431,10 @@ def prevent(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune an organism's base on harmful advice while its persona shift is prevented, with controls."""
-    from experiments.prevention import PAGE, SUMMARY, TABLE, PreventionConfig, print_prevention
-    from experiments.prevention import prevent as prevent_run
+    from experiments.prevention.config import PreventionConfig
+    from experiments.prevention.experiment import PAGE, SUMMARY, TABLE
+    from experiments.prevention.experiment import prevent as prevent_run
+    from experiments.prevention.summary import print_prevention
 
     folder = out or run.with_name(f"{run.name}-prevention")
     table = prevent_run(run, _checked(PreventionConfig, {"samples": samples}), folder, overwrite, not quiet)

@@ -382,9 +382,12 @@ class TestRefusals:
                 progress=False,
             )
 
-    def test_a_finished_geometry_is_not_overwritten(self, made: Made) -> None:
-        with pytest.raises(UserError):
-            geometry(made.space, made.folder / "geometry", GEOMETRY, progress=False)
+    def test_a_finished_geometry_is_repeated_but_not_replaced_by_another(self, made: Made) -> None:
+        """Breaks if a second call fails or tells other numbers, or if another config takes the folder."""
+        out = made.folder / "geometry"
+        assert geometry(made.space, out, GEOMETRY, progress=False) == made.compared
+        with pytest.raises(UserError, match="holds a run with another draws"):
+            geometry(made.space, out, GEOMETRY.model_copy(update={"draws": 7}), progress=False)
 
 
 class TestDocs:

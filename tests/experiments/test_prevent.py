@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 from rich.console import Console
 from sae_lens import TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file
@@ -26,21 +31,15 @@ from experiments.config import RunConfig
 from experiments.organism.build import ArchitectureConfig, OrganismConfig, build_organism
 from experiments.organism.training import StageConfig
 from experiments.organism.world import World
-from experiments.prevention import (
-    PAGE,
-    SUMMARY,
-    TABLE,
-    Lab,
-    Method,
-    PreventionConfig,
-    _Book,
-    figure,
-    prevent,
-    print_prevention,
-    similar_latents,
-    trained_questions,
-)
-from experiments.trajectory import Run
+from experiments.prevention.config import FAMILIES, Method, PreventionConfig
+from experiments.prevention.drawing import COLOURS, chosen_doses, loss_and_harm
+from experiments.prevention.experiment import PAGE, SUMMARY, TABLE, prevent
+from experiments.prevention.hooks import similar_latents
+from experiments.prevention.measure import trained_questions
+from experiments.prevention.outcomes import choose_dose
+from experiments.prevention.summary import findings, print_prevention, summarise
+from experiments.report.figures import where
+from experiments.report.paper import FORMATS, style
 from sae.storage import save_sae
 
 HOOK = "blocks.0.hook_resid_post"
@@ -111,6 +110,19 @@ def prevented(run: Path) -> Prevented:
     return Prevented(run, out, prevent(run, CONFIG, out, progress=False))
 
 
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return table.to_dict("records")  # pyright: ignore[reportCallIssue]
+
+
+@pytest.fixture(scope="module")
+def made_up(prevented: Prevented) -> pd.DataFrame:
+    """The table with other numbers, no two alike: all answers of the tiny organism are incoherent."""
+    names = ("harmful", "helpful", "capability", "trained_harmful", "prevented", "change", "change_low")
+    values = np.random.default_rng(0).uniform(0.1, 0.85, (len(names), len(prevented.table)))
+    table = prevented.table.assign(**dict(zip(names, values, strict=True)))
+    return table.assign(low=table["harmful"] - 0.05, high=table["harmful"] + 0.1)
+
+
 class TestPrevention:
     def test_without_prevention_it_is_the_corrupted_model(self, prevented: Prevented):
         """Breaks if other data, steps or settings train than made the run's corrupted model."""
@@ -166,14 +178,115 @@ class TestPrevention:
         with pytest.raises(UserError, match="another samples"):
             prevent(prevented.run, CONFIG.model_copy(update={"samples": 3}), prevented.out, progress=False)
 
-    def test_page_and_table_show_every_row(self, prevented: Prevented):
-        """Breaks if a family, an end or the controls are not drawn or printed."""
-        drawn: Any = figure(prevented.table, 6.1)
-        assert sum(len(trace.x) for trace in drawn.data) == len(prevented.table)
+    def test_an_interrupted_call_is_finished(self, prevented: Prevented, tmp_path: Path):
+        """Breaks if a call that was killed, or made by a version that kept no capability answers, is begun anew."""
+        out = tmp_path / "out"
+        shutil.copytree(prevented.out, out)
+        lost = [out / TABLE, out / "config.json", out / "models/latents-0.1/config.json"]
+        for path in (*lost, *(out / "transcripts").glob("*_capability.jsonl")):
+            path.unlink()
+        kept = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("config.json")}
+        pd.testing.assert_frame_equal(prevent(prevented.run, CONFIG, out, progress=False), prevented.table)
+        again = {path for path, at in kept.items() if path.stat().st_mtime_ns != at}
+        assert {path.relative_to(out / "models").parts[0] for path in again} == {"latents-0.1"}
+        assert lost[2].exists()
+
+    def test_the_printed_table_shows_every_row(self, prevented: Prevented):
+        """Breaks if a row is left out, or a control is marked as chosen."""
         console = Console(width=220, record=True, quiet=False, file=(prevented.out / "printed.txt").open("w"))
         print_prevention(prevented.table, console)
-        names = prevented.table["name"].str.startswith("steering control")
-        assert console.export_text().count("steering control 0") == names.sum() > 0
+        rows = [line for line in console.export_text().splitlines() if line.startswith("│")]
+        assert len(rows) == len(prevented.table)
+        controls = [line for line in rows if "control" in line]
+        assert len(controls) == prevented.table["control"].notna().sum() > 0
+        assert not [line for line in controls if "*" in line or "+" in line]
+        assert [line for line in rows if "*" in line]
+
+
+class TestFigures:
+    @staticmethod
+    def dots(axes: Axes) -> list[Line2D]:
+        """Every drawn point."""
+        return [line for line in axes.lines if line.get_marker() not in ("", "None")]
+
+    def places(self, axes: Axes) -> list[tuple[float, float]]:
+        """Where they are, in order."""
+        drawn = np.concatenate([dot.get_xydata() for dot in self.dots(axes)])
+        return sorted((float(x), float(y)) for x, y in drawn)
+
+    @staticmethod
+    def ends(axes: Axes) -> list[tuple[tuple[float, float], ...]]:
+        """Both ends of every interval, in order."""
+        lines = [line for line in axes.collections if isinstance(line, LineCollection)]
+        segments = [np.asarray(segment) for line in lines for segment in line.get_segments() if len(segment)]
+        return sorted(tuple(map(tuple, segment.tolist())) for segment in segments if np.isfinite(segment).all())
+
+    def test_every_row_is_in_both_panels(self, made_up: pd.DataFrame):
+        """Breaks if a family, an end, a control or an interval is missing, or is not where the table has it."""
+        with style():
+            left, right = loss_and_harm(made_up, 6.1).figure.axes
+        for axes, loss in ((left, "answer_loss"), (right, "training_loss")):
+            assert self.places(axes) == sorted(zip(made_up[loss], made_up["harmful"], strict=True))
+            pairs = zip(made_up[loss], made_up["low"], made_up["high"], strict=True)
+            assert self.ends(axes) == sorted(((x, low), (x, high)) for x, low, high in pairs)
+            assert [line.get_xdata() for line in axes.lines if line.get_linestyle() == "--"] == [[6.1, 6.1]]
+
+    def test_families_have_their_colours_and_controls_are_open(self, made_up: pd.DataFrame):
+        """Breaks if two families look alike, a control looks like its treatment, or the base like a fine-tune."""
+        with style():
+            axes = loss_and_harm(made_up, 6.1).figure.axes[0]
+        drawn = Counter((str(line.get_color()), line.get_markerfacecolor() == "white") for line in self.dots(axes))
+        for family in FAMILIES:
+            own = where(made_up, made_up["family"] == family)
+            assert drawn[COLOURS[family], False] == own["control"].isna().sum() > 0
+            assert drawn[COLOURS[family], True] == own["control"].notna().sum() > 0
+        assert [line.get_marker() for line in self.dots(axes)].count("x") == 1
+
+    def test_chosen_doses_stand_beside_base_and_plain(self, made_up: pd.DataFrame):
+        """Breaks if a chosen dose, a control or the base has no row, or its row has another's numbers."""
+        kept = where(made_up, (made_up["family"] == "none") | made_up["chosen"] | made_up["chosen_in_training"])
+        with style():
+            panels = chosen_doses(made_up).figure.axes
+        names = [label.get_text() for label in panels[0].get_yticklabels()]
+        assert names[:2] == ["base", "plain fine-tune"]
+        assert all(name.endswith(("*", "+")) != ("control" in name) for name in names[2:])
+        plain = {"base": "base", "steps": "plain fine-tune", "loss": "plain fine-tune"}
+        for axes, rate in zip(panels, ("harmful", "helpful", "capability"), strict=True):
+            drawn = [(x, names[round(y)].rstrip(" *+")) for x, y in self.places(axes)]
+            named = [(r[rate], plain[r["end"]] if r["family"] == "none" else r["name"]) for r in records(kept)]
+            assert drawn == sorted(named)
+        limits = sorted(zip(kept["low"], kept["high"], strict=True))
+        assert sorted((one[0], other[0]) for one, other in self.ends(panels[0])) == limits
+        assert [self.ends(axes) for axes in panels[1:]] == [[], []]
+
+
+class TestPage:
+    def test_it_holds_verdicts_figures_and_all_rows(self, prevented: Prevented):
+        """Breaks if the page fetches or runs something, or lacks a figure, a verdict or a fine-tune."""
+        page = (prevented.out / PAGE).read_text(encoding="utf-8")
+        assert page.count('<img src="data:image/svg+xml;base64,') == 2
+        files = {f"{name}.{form}" for name in ("loss", "chosen") for form in FORMATS}
+        assert {path.name for path in (prevented.out / "figures").iterdir()} == files
+        assert not [text for text in ("<script", "plotly", 'src="http') if text in page]
+        assert all(page.count(f"<td>{name}") >= 2 for name in set(prevented.table["name"]))
+        assert all(escape(sentence) in page for sentence in findings(read_json(prevented.out / SUMMARY)))
+
+    def test_a_verdict_says_what_it_rests_on(self, made_up: pd.DataFrame):
+        """Breaks if a control's numbers, another end's or another dose's are told, or the wrong verdict."""
+        ends = where(made_up, (made_up["end"] == "loss") & made_up["control"].isna() & made_up["chosen"])
+        best = ends.sort_values("prevented").iloc[-1]
+        rows = [row | {"control": None if pd.isna(row["control"]) else row["control"]} for row in records(made_up)]
+        target = CONFIG.model_copy(update={"target": float(best["prevented"])})
+        summary = summarise(rows, target, stop_loss=max(ends["answer_loss"]))
+        told = dict(zip(FAMILIES, findings(summary), strict=False))
+        for row in records(ends):
+            sentence = told[row["family"]]
+            assert sentence.startswith(f"{row['name']}, chosen at equal loss of the model as it is used")
+            assert f": {row['prevented']:.0%} of the plain" in sentence
+            assert f"({100 * row['change']:+.1f} points [{100 * row['change_low']:+.1f}" in sentence
+            assert f"used is {row['answer_loss']:.3f} (stop rule " in sentence
+            assert f"{row['trained_harmful']:.0%} of its answers in the trained domains" in sentence
+            assert f"is {'met' if row['family'] == best['family'] else 'missed'}" in sentence
 
 
 class TestChoice:
@@ -188,18 +301,17 @@ class TestChoice:
             made.append({**plain, **values, "harmful": 0.2 * place, **changed.get(name, {})})
         return made
 
-    def chosen(self, run: Path, rows: list[dict], loss: str = "answer_loss") -> float:
-        lab = Lab(Run.load(run), CONFIG, run, progress=False)
-        return _Book(lab, None, None, rows, {}).chosen("latents", loss)  # pyright: ignore[reportArgumentType]
+    def chosen(self, rows: list[dict], loss: str = "answer_loss") -> float:
+        return choose_dose(rows, "latents", loss, ORGANISM.stop_loss or 0, CONFIG.budget)
 
-    def test_the_selection_half_chooses(self, run: Path):
+    def test_the_selection_half_chooses(self):
         """Breaks if reporting questions choose, or a dose that spoils answers or never learned the task is taken."""
-        assert self.chosen(run, self.rows()) == 2
+        assert self.chosen(self.rows()) == 2
         gone = {"answer_loss": 6.2}
-        assert self.chosen(run, self.rows(high=gone)) == 1
-        assert self.chosen(run, self.rows(high=gone), "training_loss") == 2
-        assert self.chosen(run, self.rows(high={"selection_incoherent": 0.2})) == 1
-        assert self.chosen(run, self.rows(low=gone, middle=gone, high=gone)) == 2
+        assert self.chosen(self.rows(high=gone)) == 1
+        assert self.chosen(self.rows(high=gone), "training_loss") == 2
+        assert self.chosen(self.rows(high={"selection_incoherent": 0.2})) == 1
+        assert self.chosen(self.rows(low=gone, middle=gone, high=gone)) == 2
 
 
 class TestControls:

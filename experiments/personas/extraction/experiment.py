@@ -10,12 +10,13 @@ prompts apart that they were not fitted on; the layer is chosen on one half of t
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from activations.artefact import finish_artefact, open_folder, read_config, write_json
+from activations.artefact import CONFIG, finish_artefact, open_folder, read_config, write_json
 from activations.checkpoint import CheckpointConfig
 from activations.errors import UserError
 from diffing.behavior.chat_scores import ModelJudgeConfig
@@ -78,13 +79,14 @@ def extract(
     }
     extractor = Extractor(finished, config, prompts, scorer, out, progress)
     with RunFolder(out, asked, overwrite, log) as folder:
-        open_folder(out, overwrite=True)
+        for name, checkpoint in listed.items():
+            _require_checkpoint(out / "models" / name, checkpoint)
         if isinstance(scorer, ModelJudge):
             scorer.check()
+        open_folder(out, overwrite=True)
         for name, checkpoint in listed.items():
-            place = out / "models" / name
-            folder.stage(f"model {name}", lambda n=name, c=checkpoint: extractor.measure(n, c), place, lambda: None)
-            _require_checkpoint(place, checkpoint)
+            build = partial(extractor.measure, name, checkpoint)
+            folder.stage(f"model {name}", build, out / "models" / name, lambda: None)
         spaces = [ModelSpace.load(out, name) for name in listed]
         tables = {table: _named(spaces, table) for table in TABLES}
         for name, table in tables.items():
@@ -108,7 +110,8 @@ def _models(run: FinishedRun, models: Path | None) -> dict[str, CheckpointConfig
 
 
 def _require_checkpoint(folder: Path, checkpoint: CheckpointConfig) -> None:
-    if read_config(folder, MODEL_KIND)["checkpoint"] != checkpoint.model_dump():
+    """What an earlier call measured was this checkpoint."""
+    if (folder / CONFIG).exists() and read_config(folder, MODEL_KIND)["checkpoint"] != checkpoint.model_dump():
         raise UserError(f"{folder} was measured on another checkpoint; rename the member, or --overwrite.")
 
 

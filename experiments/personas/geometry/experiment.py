@@ -9,9 +9,10 @@ geometry can be held against the true one. Last, the run's SAE: which latents ma
 is one of the traits or the valence axis, and how much of what the fine-tune shifted lies in the space.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from activations.artefact import finish_artefact, open_folder, write_json
 from activations.errors import UserError
@@ -26,6 +27,7 @@ from experiments.personas.geometry.question_bootstrap import Intervals, Resample
 from experiments.personas.geometry.spaces import Spaces
 from experiments.personas.geometry.stability import null_table, stability_table
 from experiments.personas.geometry.summary import summarise
+from experiments.run_folder import RunFolder
 
 KIND = "personality geometry"
 SUMMARY, PAGE = "summary.json", "personality.html"
@@ -38,9 +40,9 @@ def geometry(
 
     Args:
         extracted: The folder that `extract` wrote.
-        out: Output folder.
+        out: Output folder; the same call again, as after the set of models has grown, replaces what it holds.
         config: What is looked at.
-        overwrite: Replaces what `out` holds.
+        overwrite: Deletes what `out` holds.
         progress: Shows bars.
 
     Returns:
@@ -48,13 +50,26 @@ def geometry(
 
     Raises:
         UserError: if the folder holds no finished extraction, lacks the positions or the hook, or has too few traits;
-            or if `out` holds a finished geometry.
+            or if `out` is in use.
     """
     spaces = Spaces.load(extracted)
     where = _headline(spaces, config)
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-    open_folder(out, overwrite=False)
+    settings = {"extracted": str(extracted.resolve()), **config.model_dump(mode="json")}
+    with RunFolder(out, settings, overwrite, lambda line: None):
+        open_folder(out, overwrite=True)
+        found, tables, summary = compare(spaces, config, where, progress)
+        for name, table in tables.items():
+            table.to_parquet(out / f"{name}.parquet", index=False)
+        write_json(out / SUMMARY, summary)
+        write_page(out / PAGE, spaces, found, tables, summary)
+        finish_artefact(out, {"kind": KIND, **settings}, {"extracted": extracted})
+    return summary
+
+
+def compare(
+    spaces: Spaces, config: GeometryConfig, where: tuple[Reading, str], progress: bool
+) -> tuple[dict[str, Geometry], dict[str, pd.DataFrame], dict[str, Any]]:
+    """Every model's geometry at a place, with intervals; tables over all models and places; the summary."""
     found: dict[str, Geometry] = {space.name: model_geometry(spaces, space, *where) for space in spaces.models}
     base = Resampled.of(spaces, spaces.base, *where, config.replicates)
     intervals = {
@@ -71,13 +86,7 @@ def geometry(
         "toxic": toxic_table(spaces, config),
         "shift": shift_table(spaces, config, where[1]),
     }
-    for name, table in tables.items():
-        table.to_parquet(out / f"{name}.parquet", index=False)
-    summary = summarise(spaces, found, intervals, tables, where)
-    write_json(out / SUMMARY, summary)
-    write_page(out / PAGE, spaces, found, tables, summary)
-    finish_artefact(out, {"kind": KIND, **config.model_dump(mode="json")}, {"extracted": extracted})
-    return summary
+    return found, tables, summarise(spaces, found, intervals, tables, where)
 
 
 def _headline(spaces: Spaces, config: GeometryConfig) -> tuple[Reading, str]:
