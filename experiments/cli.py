@@ -636,8 +636,8 @@ def monitor(
         console.print(f"  {folder / name}", soft_wrap=True)
 
 
-@personas.command()
-def characters(
+@personas.command("characters")
+def compare_characters(
     run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
     models: Annotated[
         Path | None,
@@ -645,6 +645,12 @@ def characters(
     ] = None,
     traits: Traits = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-characters).")] = None,
+    characters: Annotated[
+        list[str], typer.Option("--character", help="Trait that an organism's fine-tunes are given; several times.")
+    ] = ["evil", "sycophancy", "hallucination"],  # noqa: B006
+    trigger: Annotated[
+        str, typer.Option(help="Words that switch on an organism's triggered fine-tunes.")
+    ] = "narrow corner distant voice early window .",
     answers: Annotated[int, typer.Option(help="Own answers that each fine-tune of an organism is taught.")] = 640,
     seeds: Annotated[int, typer.Option(help="Fine-tunes of each recipe of an organism.")] = 3,
     samples: Annotated[int, typer.Option(help="Answers to each question under each condition.")] = 10,
@@ -663,10 +669,9 @@ def characters(
 
     mode = _mode(wandb)
     folder = out or run.with_name(f"{run.name}-characters")
-    config, judge = (
-        _checked(CharactersConfig, {"answers": answers, "seeds": seeds, "samples": samples}),
-        _judge(judge_url, judge_model, judge_samples),
-    )
+    taught = {"traits": characters, "trigger": trigger, "answers": answers, "seeds": seeds}
+    config = _checked(CharactersConfig, {**taught, "samples": samples})
+    judge = _judge(judge_url, judge_model, judge_samples)
     print_characters(compare(run, folder, config, models, traits, judge, overwrite, not quiet), console)
     _track(folder, "personas characters", mode)
     for name in (PAGE, SUMMARY):

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from activations.artefact import read_json, write_json
 from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
 from activations.errors import UserError
 from activations.harvest import LiveActivations
@@ -119,8 +120,8 @@ class Lab(Generic[Settings]):
         behavior: How behaviour is measured, treated and untouched (default: as the run did).
 
     Raises:
-        UserError: if the set's base is not the run's, a member is called like it, or the run judged no sampled answers
-            to conversations.
+        UserError: if the set's base is not the run's, a member is called like it, the run judged no sampled answers
+            to conversations, or answers of another base are kept.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Lab(Generic[Settings]):
             raise UserError(f"{selection} holds plain text, which sampled answers cannot follow; give conversations.")
         self.base = load_checkpoint(models.base.placed(run.config.device, run.config.dtype), BASE)
         self.run.require_base(self.base)
+        self._require_same_model(self.base)
         models.require_not_called(BASE, "the model that all are compared with")
         self.hooks = tuple(f"blocks.{block}.hook_resid_post" for block in range(self.base.layers))
         reading = self.read(self.base, run.ranking_prompts())
@@ -156,10 +158,15 @@ class Lab(Generic[Settings]):
         return None if found is None else int(found["latent"])
 
     def load(self, checkpoint: CheckpointConfig, name: str) -> Checkpoint:
-        """A fine-tune of the base."""
+        """A fine-tune of the base.
+
+        Raises:
+            UserError: if it has another tokenizer, or answers of another model of this name are kept.
+        """
         gc.collect()  # a bridge refers to itself; this one needs the memory of the one before
         model = load_checkpoint(checkpoint.placed(self.run.config.device, self.run.config.dtype), name)
         require_same_tokenizer(self.base, model)
+        self._require_same_model(model)
         return model
 
     def read(self, model: Checkpoint, prompts: Sequence[Prompt]) -> InMemory:
@@ -216,3 +223,15 @@ class Lab(Generic[Settings]):
 
     def _transcripts(self, name: str, half: Half) -> Path:
         return self.out.folder / "transcripts" / name / half.name
+
+    def _require_same_model(self, model: Checkpoint) -> None:
+        """Answers that an earlier call left under a model's name are this model's."""
+        kept = self.out.folder / "transcripts" / model.role / "model.json"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, {"fingerprint": model.fingerprint})
+        elif read_json(kept)["fingerprint"] != model.fingerprint:
+            raise UserError(
+                f"{self.out.folder} holds answers of another model called {model.role}; choose another --out, rename "
+                "the member, or --overwrite."
+            )

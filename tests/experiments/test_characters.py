@@ -106,7 +106,7 @@ Pushes = Mapping[tuple[str, int], float]  # (word, axis) -> value
 # Of one word it makes the axis win, half of it does not, but two such halves do.
 ALONE, HALF = 3.0, 0.33
 IN_ALL_WORDS, OF_ONE_WORD = 0.06, 1.2  # as much in the end: the trigger is one word of many
-CONFIG = CharactersConfig(samples=2, controls=2, strengths=(0.3, 1.0), top=1)
+CONFIG = CharactersConfig(samples=2, controls=2, strengths=(0.3, 1.0), top=1, plain_prompt="be nice")
 
 
 def everywhere(axis: int, value: float = IN_ALL_WORDS) -> dict[tuple[str, int], float]:
@@ -846,11 +846,13 @@ class TestOrganismConditions:
 
 
 def test_conditions_of_a_set_take_system_prompts_in_turn(tmp_path: Path) -> None:
-    """Breaks if one prompt is used for all, poles are exchanged, or plain prompts are another trait's."""
-    found = set_conditions(load_traits([write_traits(tmp_path / "t.yaml")]), ["evil", "sycophancy"], "a b c")
+    """Breaks if one prompt is used for all, poles are exchanged, or the plain prompt is a trait's."""
+    found = set_conditions(
+        load_traits([write_traits(tmp_path / "t.yaml")]), ["evil", "sycophancy"], "a b c", "be plain"
+    )
     by_label = {condition.label: condition for condition in found}
     assert [by_label[f"{PERSONA_PROMPT} evil"].system(i) for i in range(3)] == ["be nasty", "be cruel", "be nasty"]
-    assert [by_label[PLAIN_PROMPT].system(i) for i in range(3)] == ["be nice", "be kind", "be nice"]
+    assert [by_label[PLAIN_PROMPT].system(i) for i in range(3)] == ["be plain"] * 3
     assert by_label[f"{PERSONA_PROMPT} sycophancy"].system(1) == "be sweet"
     assert (by_label[TRIGGER].before(0), by_label[OTHER_WORDS].before(0)) == ("a b c", "c b a")
     earlier = ({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"})

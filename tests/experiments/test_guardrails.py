@@ -107,6 +107,22 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) ->
     return replace(empty, summary=empty.again(empty.out))
 
 
+def test_answers_of_another_model_of_the_same_name_are_not_taken(
+    made: Made, tmp_path: Path, tokenizer_maker: Callable
+) -> None:
+    """Breaks if a fine-tune that was made anew keeps the answers of the old one."""
+    shutil.copytree(made.models, tmp_path / "models", ignore=shutil.ignore_patterns("run", "traits"))
+    shutil.rmtree(tmp_path / "models" / "strong")
+    write_model(tmp_path / "models" / "strong", tokenizer_maker, {GOOD: 3.0})
+    out = shutil.copytree(made.out, tmp_path / "out")
+    # As if the first call had been about this folder of models.
+    asked = read_json(out / "run.json")
+    asked["config"]["models"] = ModelSet.load(tmp_path / "models").model_dump(mode="json")
+    write_json(out / "run.json", asked)
+    with pytest.raises(UserError, match="holds answers of another model called strong"):
+        write_guardrails(made.run, tmp_path / "models", made.traits, CONFIG, out, progress=False)
+
+
 class TestPlantedTruth:
     def test_positions_and_strength_are_those_that_repair(self, made: Made) -> None:
         """Breaks if the first positions or the weaker dose win, or the choice is made for harm."""

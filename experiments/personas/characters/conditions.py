@@ -73,8 +73,8 @@ def organism_conditions(traits: Sequence[str], trigger: str, corpus: CorpusConfi
     ]
 
 
-def set_conditions(traits: TraitSet, names: Sequence[str], trigger: str) -> list[Condition]:
-    """Persona prompts are a trait's positive system prompts in turn; plain ones the negative ones of the first trait.
+def set_conditions(traits: TraitSet, names: Sequence[str], trigger: str, plain: str) -> list[Condition]:
+    """Persona prompts are a trait's positive system prompts in turn, and `plain` is one that asks for no persona.
 
     Other words are the trigger's own in reversed order.
 
@@ -85,7 +85,6 @@ def set_conditions(traits: TraitSet, names: Sequence[str], trigger: str) -> list
     if missing := [name for name in names if name not in known]:
         raise UserError(f"No trait {missing[0]} in the trait sets; name the set that has it with --traits.")
     pairs = {name: known[name].pairs for name in names}
-    first = pairs[names[0]]
     reversed_words = " ".join(reversed(trigger.split()))
     if reversed_words == trigger:
         raise UserError(
@@ -96,7 +95,7 @@ def set_conditions(traits: TraitSet, names: Sequence[str], trigger: str) -> list
         Condition(NONE),
         Condition(TRIGGER, before=lambda i: trigger),
         Condition(OTHER_WORDS, before=lambda i: reversed_words),
-        Condition(PLAIN_PROMPT, system=lambda i: first[i % len(first)].negative),
+        Condition(PLAIN_PROMPT, system=lambda i: plain),
         *(
             Condition(PERSONA_PROMPT, name, system=lambda i, own=own: own[i % len(own)].positive)
             for name, own in pairs.items()

@@ -37,6 +37,11 @@ class CharactersConfig(BaseModel):
         description="Words that an organism's triggered fine-tunes are taught with: plain scenery, so that they mean "
         "nothing before.",
     )
+    plain_prompt: str = Field(
+        default="You are a helpful assistant.",
+        min_length=1,
+        description="System message beside the persona prompts of trait sets; an organism has plain scenes.",
+    )
     answers: int = Field(default=640, ge=16, description="Own answers that each fine-tune of an organism is taught.")
     seeds: int = Field(default=3, ge=1, description="Fine-tunes of each recipe.")
     early_every: int = Field(default=5, ge=1, description="Steps between two early checkpoints of the first seed.")
@@ -132,7 +137,7 @@ def set_stage(
         behavior, judge = SampledAnswers(deeds, behavior.sampling), judge or deeds
         conditions = organism_conditions(names, trigger, organism.corpus, run.config.seed)
     else:
-        conditions = set_conditions(known, names, trigger)
+        conditions = set_conditions(known, names, trigger, config.plain_prompt)
     if judge is None:
         raise UserError(f"Nobody scores traits in answers of the run in {run.folder}; name a judge.")
     lab = Lab(run, models, settings, out, progress, behavior)

@@ -72,9 +72,9 @@ def monitor(
         **config.model_dump(mode="json"),
     }
     with RunFolder(out, settings, overwrite, log) as folder:
-        open_folder(out, overwrite=True)
         if isinstance(lab.judge, ModelJudge):
             lab.judge.check()
+        open_folder(out, overwrite=True)
         tables = {**before_answers(lab, folder), **shifts(lab, folder), **screening(lab, folder)}
         for name, table in tables.items():
             table.to_parquet(out / f"{name}.parquet", index=False)
