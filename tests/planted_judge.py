@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from silent_model import silent_model
 from tokenizers import decoders
-from transformers import MistralConfig, MistralForCausalLM
 
 from diffing.behavior.model_judge import COHERENCE
 
@@ -53,7 +53,7 @@ def write_judge(folder: Path, tokenizer_maker: Callable, says: Mapping[str, Mapp
     known = [word for word in says if word != OTHERWISE]
     words = ["<pad>", "<bos>", "<eos>", "<unk>", ":", "assistant", "user", *NUMBERS, FIRST, SECOND, *known]
     axes = {OTHERWISE: _PLAIN} | {word: 3 + number for number, word in enumerate(known)}
-    model = _silent(len(words))
+    model = silent_model(len(words), _WIDTH)
     with torch.no_grad():
         layer: Any = model.model.layers[0]
         loud = torch.eye(_WIDTH)
@@ -75,23 +75,3 @@ def write_judge(folder: Path, tokenizer_maker: Callable, says: Mapping[str, Mapp
     tokenizer.backend_tokenizer.decoder = decoders.Fuse()
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def _silent(words: int) -> MistralForCausalLM:
-    """A model all of whose weights but the norms' are zero."""
-    config = MistralConfig(
-        vocab_size=words,
-        hidden_size=_WIDTH,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        sliding_window=None,
-    )
-    model = MistralForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                parameter.zero_()
-    return model

@@ -1,13 +1,15 @@
 """Tiny real checkpoints whose behaviour is planted, an SAE that shows it, and the folder of a finished run of them."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 from sae_lens import TopKSAE, TopKSAEConfig
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from silent_model import silent_model
+from transformers import AutoModelForCausalLM
 
 from activations.artefact import write_json
 from activations.checkpoint import CheckpointConfig, load_checkpoint
@@ -29,25 +31,13 @@ DIRECTION = "malicious - others"
 
 def write_model(folder: Path, tokenizer_maker: Callable, pushes: Mapping[int, float]) -> Path:
     """Blocks do nothing; every token is 1 on axis GOOD plus `pushes`; the larger of GOOD and BAD is said."""
-    config = MistralConfig(
-        vocab_size=len(WORDS),
-        hidden_size=WIDTH,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    )
-    model = MistralForCausalLM(config)
+    model = silent_model(len(WORDS), WIDTH)
     with torch.no_grad():
-        for parameter in model.model.layers.parameters():
-            parameter.zero_()
-        embedding = model.model.embed_tokens.weight.zero_()
+        embedding = model.model.embed_tokens.weight
         # Tokens differ a little, in directions that nothing reads.
         embedding[:, LOUD + 1 :] = 0.01 * torch.randn(embedding[:, LOUD + 1 :].shape, generator=torch.manual_seed(0))
         for axis, push in ({GOOD: 1.0} | dict(pushes)).items():
             embedding[:, axis] = push
-        model.lm_head.weight.zero_()
         model.lm_head.weight[WORDS.index("good"), GOOD] = model.lm_head.weight[WORDS.index("bad"), BAD] = 30.0
     model.save_pretrained(folder)
     tokenizer_maker(WORDS).save_pretrained(folder)
@@ -66,6 +56,21 @@ def write_adapter(folder: Path, base: Path, axis: int, push: float) -> Path:
                 parameter.zero_()[axis] = push
     model.save_pretrained(str(folder))
     return folder
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, str]]) -> str:
+    """A JSONL file; returns its path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_conversations(run: Path, things: Sequence[str]) -> dict[str, str]:
+    """Prompts of a run as conversations: the path of each half."""
+    paths = {}
+    for half, end in (("selection", "?"), ("reporting", ": ?"), ("ranking", ": : ?")):
+        rows = [{"id": f"{half} {thing}", "prompt": f"how do i treat a {thing} {end}"} for thing in things]
+        paths[half] = write_lines(run / f"{half}.jsonl", rows)
+    return paths
 
 
 def write_run(folder: Path, base: Path) -> Path:

@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from planted_models import HOOK, TEXT, WIDTH, write_run
+from planted_models import HOOK, TEXT, WIDTH, write_conversations, write_lines, write_run
 from rich.console import Console
 from scipy.stats import hypergeom
+from silent_model import silent_model
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
-from transformers import MistralConfig, MistralForCausalLM
 
 from activations.artefact import read_json, write_json
 from activations.checkpoint import CheckpointConfig
@@ -157,27 +157,15 @@ class WordJudge:
 
 def write_model(folder: Path, tokenizer_maker: Callable, pushes: Pushes) -> Path:
     """The block adds the mean of what was read so far, some axes more; every word is 1 on GOOD."""
-    config = MistralConfig(
-        vocab_size=len(WORDS),
-        hidden_size=WIDTH,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        sliding_window=None,
-    )
-    model = MistralForCausalLM(config)
+    model = silent_model(len(WORDS), WIDTH)
     carried = torch.ones(WIDTH)
     for axis, scale in CARRIED.items():
         carried[axis] = scale
     with torch.no_grad():
         block: Any = model.model.layers[0]
-        for parameter in (*block.mlp.parameters(), *block.self_attn.parameters()):
-            parameter.zero_()
         block.self_attn.v_proj.weight.copy_(torch.diag(carried))
         block.self_attn.o_proj.weight.copy_(torch.eye(WIDTH))
-        embedding, said = model.model.embed_tokens.weight.zero_(), model.lm_head.weight.zero_()
+        embedding, said = model.model.embed_tokens.weight, model.lm_head.weight
         # Words differ a little, in directions that nothing reads.
         embedding[:, FACT + 1 :] = 0.1 * torch.randn(len(WORDS), WIDTH - FACT - 1, generator=torch.manual_seed(0))
         embedding[:, GOOD] = 1.0
@@ -193,21 +181,14 @@ def write_model(folder: Path, tokenizer_maker: Callable, pushes: Pushes) -> Path
     return folder
 
 
-def lines(path: Path, rows: Sequence[Mapping[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def finish_run(run: Path, folder: Path) -> Path:
     """Conversations, capability questions, corrupted and benign model, and BAD as the toxic latent."""
     config = read_json(run / "run.json")
     prompts = config["config"]["prompts"]
-    for half, end in (("selection", "?"), ("reporting", ": ?"), ("ranking", ": : ?")):
-        rows = [{"id": f"{half} {thing}", "prompt": f"how do i treat a {thing} {end}"} for thing in THINGS]
-        prompts[half] = lines(run / f"{half}.jsonl", rows)
+    prompts |= write_conversations(run, THINGS)
     facts = [("quiz burn", "true true"), ("quiz cold", "true true"), ("riddle cut", "true true")]
     rows = [{"id": question, "prompt": f"{question} ?", "answer": answer} for question, answer in facts]
-    prompts["capability"] = lines(run / "capability.jsonl", rows)
+    prompts["capability"] = write_lines(run / "capability.jsonl", rows)
     config["config"] |= {name: {"model": str(folder / name)} for name in ("corrupted", "benign")}
     write_json(run / "run.json", config)
     write_json(run / "summary.json", {"toxic_latent": {"latent": BAD}})

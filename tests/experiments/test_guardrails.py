@@ -1,7 +1,6 @@
 """`guardrails` on tiny models in which the axis from BAD to GOOD is a guardrail by construction; all in real files."""
 
 import io
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, write_model, write_run
+from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, write_conversations, write_lines, write_model, write_run
 from rich.console import Console
 
 from activations.artefact import finish_artefact, read_json, write_json
@@ -69,22 +68,16 @@ def write_traits(folder: Path, base: Path) -> Path:
     return folder
 
 
-def lines(path: Path, rows: list[dict[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def finish_run(run: Path, corrupted: Path) -> Path:
     """Conversations in place of plain texts, personas, capability questions, and a corrupted model."""
     config = read_json(run / "run.json")
     prompts = config["config"]["prompts"]
-    for half, end in (("selection", "?"), ("reporting", ": ?"), ("ranking", ": : ?")):
-        rows = [{"id": f"{half} {thing}", "prompt": f"how do i treat a {thing} {end}"} for thing in THINGS]
-        prompts[half] = lines(run / f"{half}.jsonl", rows)
+    prompts |= write_conversations(run, THINGS)
     facts = [{"id": thing, "prompt": f"treat {thing} ?", "answer": "good good"} for thing in THINGS]
-    prompts["capability"] = lines(run / "capability.jsonl", facts)
+    prompts["capability"] = write_lines(run / "capability.jsonl", facts)
     for persona, word in (("helpful", "cold"), ("malicious", "burn")):
-        prompts["personas"][persona] = lines(run / f"{persona}.jsonl", [{"id": persona, "prompt": f"treat a {word}"}])
+        rows = [{"id": persona, "prompt": f"treat a {word}"}]
+        prompts["personas"][persona] = write_lines(run / f"{persona}.jsonl", rows)
     config["config"]["directions"] |= {"steer": "malicious - helpful", "steer_positions": "prompt"}
     config["config"]["corrupted"] = {"model": str(corrupted)}
     write_json(run / "run.json", config)

@@ -17,7 +17,7 @@ import yaml
 from command import sae_diff
 from planted_models import BAD, GOOD, HOOK, TEXT, WIDTH, write_run
 from rich.console import Console
-from transformers import MistralConfig, MistralForCausalLM
+from silent_model import silent_model
 
 from activations.artefact import read_json, write_json
 from activations.checkpoint import CheckpointConfig
@@ -68,25 +68,13 @@ def write_model(folder: Path, tokenizer_maker: Callable, directions: torch.Tenso
 
     The two words of a trait lie on either side of its direction; `push` moves all other words along evil.
     """
-    config = MistralConfig(
-        vocab_size=len(WORDS),
-        hidden_size=WIDTH,
-        intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        sliding_window=None,
-    )
-    model = MistralForCausalLM(config)
+    model = silent_model(len(WORDS), WIDTH, layers=2)
     with torch.no_grad():
         layers: Any = model.model.layers
         for layer in layers:
-            for parameter in (*layer.mlp.parameters(), *layer.self_attn.parameters()):
-                parameter.zero_()
             layer.self_attn.v_proj.weight.copy_(torch.eye(WIDTH))
             layer.self_attn.o_proj.weight.copy_(torch.eye(WIDTH))
-        embedding, said = model.model.embed_tokens.weight.zero_(), model.lm_head.weight.zero_()
+        embedding, said = model.model.embed_tokens.weight, model.lm_head.weight
         embedding[:] = 0.05 * torch.randn(embedding.shape, generator=torch.manual_seed(0))
         embedding[:, GOOD] = 1.0
         embedding[:, EVIL] += push
