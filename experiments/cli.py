@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -293,22 +293,19 @@ def trajectory(
     samples: Annotated[int, typer.Option(help="Answers to each reporting question.")] = 10,
     realign_samples: Annotated[int, typer.Option(help="Helpful answers that re-alignment repeats.")] = 120,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Follow latent, direction and behaviour while an organism is corrupted and re-aligned."""
-    from experiments.trajectory import PAGE, SUMMARY, TABLE, TrajectoryConfig, write_trajectory
+    from experiments.trajectory.config import TrajectoryConfig
+    from experiments.trajectory.experiment import PAGE, SUMMARY, TABLE, follow
+    from experiments.trajectory.summary import print_trajectory
 
+    mode = _mode(wandb)
     settings = {"every": every, "samples": samples, "realign_samples": realign_samples}
     folder = out or run.with_name(f"{run.name}-trajectory")
-    found = write_trajectory(run, _checked(TrajectoryConfig, settings), folder, overwrite, not quiet)
-    table = Table("phase", "step", "harmful", "95% interval", "latent's shift", "projection")
-    for row in found.to_dict("records"):
-        between = f"{row['harmful_low']:.1%} - {row['harmful_high']:.1%}"
-        numbers = (f"{row['harmful']:.1%}", between, f"{row['shift']:.3f}", f"{row['projection']:.3f}")
-        table.add_row(str(row["phase"]), str(row["step"]), *numbers)
-    console.print(table)
-    for name in (PAGE, TABLE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    print_trajectory(*follow(run, _checked(TrajectoryConfig, settings), folder, overwrite, not quiet), console)
+    _finish(folder, (PAGE, TABLE, SUMMARY), "trajectory", mode)
 
 
 @app.command()
@@ -380,18 +377,21 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-prediction).")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each reporting question; they only make the labels.")] = 10,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Tell misaligned fine-tunes from aligned ones by a latent, on kinds that were held out, beside dense baselines."""
-    from experiments.predict import PAGE, SUMMARY, TABLE, PredictConfig, print_prediction
-    from experiments.predict import predict as predict_models
+    from experiments.prediction.experiment import PAGE, SUMMARY, TABLE
+    from experiments.prediction.experiment import predict as predict_models
+    from experiments.prediction.forecast import PredictConfig
+    from experiments.prediction.summary import print_prediction
 
+    mode = _mode(wandb)
     folder = out or run.with_name(f"{run.name}-prediction")
     config = _checked(PredictConfig, {"samples": samples})
     table, summary = predict_models(run, models, config, folder, overwrite, not quiet)
     print_prediction(table, summary, console)
-    for name in (PAGE, TABLE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, TABLE, SUMMARY), "predict", mode)
 
 
 @app.command()
@@ -428,6 +428,7 @@ def prevent(
     out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-prevention).")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each question.")] = 10,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune an organism's base on harmful advice while its persona shift is prevented, with controls."""
@@ -436,11 +437,11 @@ def prevent(
     from experiments.prevention.experiment import prevent as prevent_run
     from experiments.prevention.summary import print_prevention
 
+    mode = _mode(wandb)
     folder = out or run.with_name(f"{run.name}-prevention")
     table = prevent_run(run, _checked(PreventionConfig, {"samples": samples}), folder, overwrite, not quiet)
     print_prevention(table, console)
-    for name in (PAGE, TABLE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, TABLE, SUMMARY), "prevent", mode)
 
 
 @app.command()
@@ -451,6 +452,7 @@ def convergence(
     samples: Annotated[int, typer.Option(help="Answers to each question.")] = 5,
     fine_tunes: Annotated[int, typer.Option(help="Misaligned fine-tunes that are compared, at most.")] = 6,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Compare the misalignment directions of fine-tunes, and take each one out of the others, with controls."""
@@ -458,12 +460,12 @@ def convergence(
     from experiments.convergence.experiment import PAGE, SUMMARY, write_convergence
     from experiments.convergence.summary import print_convergence
 
+    mode = _mode(wandb)
     config = _checked(ConvergenceConfig, {"samples": samples, "fine_tunes": fine_tunes})
     folder = out or run.with_name(f"{run.name}-convergence")
     log = (lambda line: None) if quiet else _say
     print_convergence(write_convergence(run, models, config, folder, overwrite, not quiet, log), console)
-    for name in (PAGE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, SUMMARY), "convergence", mode)
 
 
 @store.command()
@@ -534,9 +536,7 @@ def extract_personas(
     log = (lambda line: None) if quiet else console.print
     judge = _judge(judge_url, judge_model, judge_samples)
     print_extract(extract(run, folder, config, models, traits, overwrite, not quiet, log, judge), console)
-    _track(folder, "personas extract", mode)
-    for name in (PAGE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, SUMMARY), "personas extract", mode)
 
 
 @personas.command("geometry")
@@ -565,9 +565,7 @@ def compare_personas(
     folder = out or run.with_name(f"{run.name}-geometry")
     source = extracted or run.with_name(f"{run.name}-personas")
     print_geometry(geometry(source, folder, config, overwrite, not quiet), console)
-    _track(folder, "personas geometry", mode)
-    for name in (PAGE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, SUMMARY), "personas geometry", mode)
 
 
 @personas.command()
@@ -591,9 +589,7 @@ def guardrails(
     folder, source = out or run.with_name(f"{run.name}-guardrails"), extracted or run.with_name(f"{run.name}-personas")
     config = _checked(GuardrailsConfig, {"samples": samples})
     print_guardrails(write_guardrails(run, models, source, config, folder, overwrite, not quiet), console)
-    _track(folder, "personas guardrails", mode)
-    for name in (PAGE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, SUMMARY), "personas guardrails", mode)
 
 
 @personas.command()
@@ -631,9 +627,7 @@ def monitor(
     asked = Asked(run, extracted or run.with_name(f"{run.name}-personas"), models, data, label, traits, judge)
     found = watch(asked, folder, _checked(MonitorConfig, {"samples": samples}), overwrite, not quiet)
     print_monitor(found, console)
-    _track(folder, "personas monitor", mode)
-    for name in (PAGE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, SUMMARY), "personas monitor", mode)
 
 
 @personas.command("characters")
@@ -673,17 +667,17 @@ def compare_characters(
     config = _checked(CharactersConfig, {**taught, "samples": samples})
     judge = _judge(judge_url, judge_model, judge_samples)
     print_characters(compare(run, folder, config, models, traits, judge, overwrite, not quiet), console)
-    _track(folder, "personas characters", mode)
-    for name in (PAGE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, SUMMARY), "personas characters", mode)
 
 
-def _track(folder: Path, command: str, mode: Any) -> None:
-    """Records a finished result in W&B."""
+def _finish(folder: Path, files: Sequence[str], command: str, mode: Any) -> None:
+    """Records a finished result in W&B, and says where to look."""
     from experiments.tracking import track_result
 
     if sync := track_result(folder, command, mode):
         console.print(f"  to upload the W&B run: {sync}", soft_wrap=True, markup=False)
+    for name in files:
+        console.print(f"  {folder / name}", soft_wrap=True)
 
 
 def _judge(url: str | None, model: str | None, samples: int | None) -> Any:

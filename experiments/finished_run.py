@@ -68,8 +68,14 @@ class FinishedRun:
     def unit(self) -> Tensor:
         """The base's direction that the run compared latents with [d_model]."""
         assert self.config.directions is not None
-        directions = PersonaDirections.load(self.folder / "directions" / "base")
+        directions = PersonaDirections.load(self.folder / "directions" / BASE)
         return directions.unit(self.config.directions.direction)
+
+    def steered_unit(self) -> Tensor:
+        """The base's direction that the run steered with [d_model]; read at other positions than `unit`."""
+        assert self.config.directions is not None
+        directions = PersonaDirections.load(self.folder / "steered_directions" / BASE)
+        return directions.unit(self.config.directions.steer)
 
     def ranking_prompts(self) -> list[Prompt]:
         """The prompts that latents were ranked on."""
@@ -93,7 +99,7 @@ class FinishedRun:
         if path is None or steering is None:
             return None
         questions, judge = exact_questions(load_prompts(path))
-        sampling = steering.sampling.model_copy(update={"samples": samples})
+        sampling = steering.sampling.model_copy(update={"samples": samples, "seed": self.config.seed})
         return Half("capability", questions), SampledAnswers(judge, sampling)
 
     def reporting(self) -> Half:

@@ -29,7 +29,6 @@ from activations.harvest import LiveActivations
 from diffing.behavior.rates import score
 from diffing.directions.decompose import decompose
 from diffing.directions.geometry import unit_rows
-from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.statistics import residual_norm
 from diffing.steering.arms import CONTROL_KINDS, Arm, Cell, Operation, untouched
@@ -147,7 +146,7 @@ def _dense(finished: FinishedRun) -> Arm:
     """The direction that the run steered with."""
     assert finished.config.directions is not None
     name = finished.config.directions.steer
-    return Arm(name, "direction", PersonaDirections.load(finished.folder / "steered_directions" / BASE).unit(name))
+    return Arm(name, "direction", finished.steered_unit())
 
 
 def _rebuilt(dense: Arm, sae: SAE, latents: int) -> Arm:

@@ -1,19 +1,23 @@
 """Cosines: between fine-tunes, with the base's persona and the toxic latent, and of what rank-1 adapters write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffing.directions.geometry import cosines
+from diffing.behavior.rates import ends_of
+from diffing.directions.geometry import cosines, unit_rows
 from diffing.directions.lora import written_vectors
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans
 from diffing.directions.random_directions import chance_cosine, chance_cosine_of_two
 from experiments.convergence.config import FINE_TUNE, ConvergenceLab
+from experiments.convergence.members import question_sums
 from experiments.lab import Source
 from experiments.model_set import ModelSet
 from experiments.results import BASE
@@ -23,43 +27,70 @@ WITH_LATENT, WITH_WORDS, BEST_LATENT = "toxic latent", "same answers in the base
 Means = Mapping[str, Mapping[str, MisalignmentMeans]]  # by fine-tune, by hook
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A direction, and its unit directions when the questions are drawn anew: one row if it does not depend on them."""
+
+    name: str
+    kind: str
+    direction: Float[Tensor, "d_model"]
+    replicates: Float64[Tensor, "replicate d_model"]
+
+
 def compare_directions(lab: ConvergenceLab, sources: Sequence[Source], means: Means) -> pd.DataFrame:
-    """Cosines of the fine-tunes' directions at every hook, for both contrasts.
+    """Cosines of the fine-tunes' directions at every hook, for both contrasts; after `find_means`.
 
     Returns:
         One row a pair: `hook`, `contrast`, `first` (a fine-tune), `relation` (to another fine-tune; to a harmless one;
         to the difference that the same answers make in the base; at the run's hook to the base's persona direction and
-        the toxic latent's decoder row), `second`, `cosine`, and `chance`: 95% of random directions with the covariance
-        of the base's activations have a smaller absolute cosine. Directions that are zero have no rows.
+        the toxic latent's decoder row), `second`, `cosine` with `low` and `high` (95% bootstrap over the selection
+        questions; persona direction and latent stay as they are), and `chance`: 95% of random directions with the
+        covariance of the base's activations have a smaller absolute cosine. Directions that are zero have no rows.
+
+        A replicate has the noise of the questions twice, which pulls its cosines towards 0: a very high cosine may lie
+        at the upper end of its interval, or above.
     """
     rows = []
     for hook in lab.hooks:
         chance, fixed = _chance_of_two(lab, hook), _fixed_targets(lab, hook)
         for contrast in CONTRASTS:
             named = {"hook": hook, "contrast": contrast}
-            here = [source for source in sources if source.contrast == contrast and source.units[hook].any()]
-            rows += [named | row | {"chance": chance} for row in _between_sources(here, hook)]
-            for source in (source for source in here if source.kind == FINE_TUNE):
-                words = means[source.name][hook].in_base
+            here = [s for s in sources if s.contrast == contrast and s.units[hook].any()]
+            of = partial(MisalignmentMeans.contrast, name=contrast)
+            drawn = [_drawn(lab, s.name, s.kind, hook, s.units[hook], of) for s in here]
+            rows += [named | row | {"chance": chance} for row in _between_sources(drawn)]
+            for one in (one for one in drawn if one.kind == FINE_TUNE):
+                words = _drawn(lab, one.name, BASE, hook, means[one.name][hook].in_base, lambda m: m.in_base)
                 for relation, (target, expected) in {**fixed, WITH_WORDS: (words, chance)}.items():
-                    pair = _pair(source.name, relation, BASE, _cosine(source.units[hook], target))
-                    rows.append(named | pair | {"chance": expected})
+                    rows.append(named | _pair(one, relation, target) | {"second": BASE, "chance": expected})
     return pd.DataFrame(rows)
 
 
-def _between_sources(sources: Sequence[Source], hook: str) -> list[dict[str, Any]]:
+def _drawn(
+    lab: ConvergenceLab,
+    name: str,
+    kind: str,
+    hook: str,
+    direction: Float[Tensor, "d_model"],
+    of: Callable[[MisalignmentMeans], Tensor],
+) -> _Drawn:
+    return _Drawn(name, kind, direction, question_sums(lab, name, hook).resampled(of, lab.run.config.seed))
+
+
+def _between_sources(sources: Sequence[_Drawn]) -> list[dict[str, Any]]:
     """Every fine-tune with those after it and with the harmless ones."""
-    rows = []
-    for place, one in enumerate(sources):
-        for other in sources[place + 1 :]:
-            if one.kind == FINE_TUNE:
-                relation = FINE_TUNES if other.kind == FINE_TUNE else WITH_HARMLESS
-                rows.append(_pair(one.name, relation, other.name, _cosine(one.units[hook], other.units[hook])))
-    return rows
+    return [
+        _pair(one, FINE_TUNES if other.kind == FINE_TUNE else WITH_HARMLESS, other)
+        for place, one in enumerate(sources)
+        for other in sources[place + 1 :]
+        if one.kind == FINE_TUNE
+    ]
 
 
-def _pair(first: str, relation: str, second: str, cosine: float) -> dict[str, Any]:
-    return {"first": first, "relation": relation, "second": second, "cosine": cosine}
+def _pair(one: _Drawn, relation: str, other: _Drawn) -> dict[str, Any]:
+    low, high = ends_of((one.replicates * other.replicates).sum(1).numpy())
+    cosine = _cosine(one.direction, other.direction)
+    return {"first": one.name, "relation": relation, "second": other.name, "cosine": cosine, "low": low, "high": high}
 
 
 def compare_adapters(lab: ConvergenceLab, models: ModelSet, sources: Sequence[Source]) -> pd.DataFrame:
@@ -118,14 +149,17 @@ def _nearest_latents(lab: ConvergenceLab, hook: str, written: Tensor) -> list[di
     ]
 
 
-def _fixed_targets(lab: ConvergenceLab, hook: str) -> dict[str, tuple[Tensor, float]]:
+def _fixed_targets(lab: ConvergenceLab, hook: str) -> dict[str, tuple[_Drawn, float]]:
     """What all directions are compared with, at the hook where the run found it; and its chance cosine."""
     if hook != lab.run.config.hook:
         return {}
     targets = {WITH_PERSONA: lab.run.unit()}
     if lab.toxic is not None:
         targets[WITH_LATENT] = lab.sae.W_dec[lab.toxic].detach()
-    return {relation: (target, _chance(lab, hook, target[None])) for relation, target in targets.items()}
+    return {
+        relation: (_Drawn(BASE, BASE, target, unit_rows(target[None]).cpu()), _chance(lab, hook, target[None]))
+        for relation, target in targets.items()
+    }
 
 
 def _chance(lab: ConvergenceLab, hook: str, targets: Float[Tensor, "target d_model"]) -> float:

@@ -18,12 +18,14 @@ from diffing.behavior.rates import LabelCounts, rate_difference, score
 from diffing.directions.geometry import unit_rows
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
 from experiments.convergence.config import ConvergenceLab
+from experiments.convergence.question_sums import QuestionSums
 from experiments.lab import Source
 from experiments.model_set import Member, ModelSet
 from experiments.results import BASE
 
 # Facts of a member that another seed of the same recipe changes.
 _CHANCE_FACTS = ("seed", "steps")
+QUESTIONS = "questions"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def in_turn(members: Sequence[Member]) -> list[Member]:
 def find_means(lab: ConvergenceLab, tuned: Tuned, reference: Tuned) -> dict[str, MisalignmentMeans]:
     """The four means of one fine-tune by hook: computed now, or read from `directions/<name>/<hook>`.
 
-    A harmless one has no harmful answers; it reads those of `reference`.
+    A harmless one has no harmful answers; it reads those of `reference`. What the means are made of lies beside them
+    (`question_sums`).
     """
     folder = lab.out.folder / "directions" / tuned.name
     author = reference if tuned.member.kind in lab.config.harmless else tuned
@@ -96,13 +99,24 @@ def find_means(lab: ConvergenceLab, tuned: Tuned, reference: Tuned) -> dict[str,
             lab.read(model, prompts) for model in (lab.base, lab.load(tuned.member.checkpoint, tuned.name))
         )
         found = {hook: misalignment_means(before, after, hook, labels) for hook in lab.hooks}
+        conversations = [question.messages for question in lab.selection.questions]
+        asked = [conversations.index(prompt.messages) for prompt in prompts]
         for hook, means in found.items():
             means.save(folder / hook, hook)
-        finish_artefact(folder, {"kind": "misalignment", "hooks": list(lab.hooks), "answers_of": author.name})
+            sums = QuestionSums.of(before, after, hook, labels, asked, len(conversations))
+            sums.save(folder / QUESTIONS / f"{hook}.safetensors")
+        made = {"hooks": list(lab.hooks), "answers_of": author.name}
+        finish_artefact(folder, {"kind": "misalignment", **made})
+        finish_artefact(folder / QUESTIONS, {"kind": "misalignment by question", **made})
         return found
 
     title, load = f"means of {tuned.name}", MisalignmentMeans.load
-    return lab.out.stage(title, build, folder, lambda: {hook: load(folder / hook) for hook in lab.hooks})
+    return lab.out.stage(title, build, folder / QUESTIONS, lambda: {hook: load(folder / hook) for hook in lab.hooks})
+
+
+def question_sums(lab: ConvergenceLab, name: str, hook: str) -> QuestionSums:
+    """What a fine-tune's means at a hook are made of; after `find_means`."""
+    return QuestionSums.load(lab.out.folder / "directions" / name / QUESTIONS / f"{hook}.safetensors")
 
 
 def answers_to_read(

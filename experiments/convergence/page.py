@@ -1,199 +1,120 @@
-"""The page: cosines, layers, and what each fine-tune's direction does in every other one."""
+"""The page of `convergence`: what was found, figures, which are saved beside it, and tables."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.colors import DEFAULT_PLOTLY_COLORS
-from plotly.subplots import make_subplots
 
-from diffing.directions.misalignment import CONTRASTS
-from diffing.steering.transfer import Reach
-from experiments.convergence.compare import FINE_TUNES, WITH_HARMLESS, WITH_PERSONA, WITH_WORDS
+from experiments.convergence import drawing
 from experiments.convergence.config import FINE_TUNE, HARMLESS
-from experiments.convergence.summary import finding, treatment_name
-from experiments.convergence.treat import ABLATIONS
-from experiments.lab import ISOTROPIC
+from experiments.convergence.summary import between, finding
+from experiments.report import paper
 from experiments.report.figures import where
 from experiments.results import BASE
 
-_RANDOM, _INCOHERENT, _CHANCE = "random directions", "extra incoherent", "chance (95%)"
-_MUTED = {_RANDOM: "#8a8a8a", _INCOHERENT: "#3a3a3a", _CHANCE: "#8a8a8a"}
-_RELATIONS = (FINE_TUNES, WITH_HARMLESS, WITH_PERSONA, WITH_WORDS)
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;font-size:13px}td,th{padding:.2rem .6rem;border:1px solid #ddd;text-align:left}"
-)
+# What a chosen treatment is known by in the table of transfers.
+_KEYS = ("contrast", "operation", "reach", "hook", "strength")
 
 
 def write_page(path: Path, tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any], hook: str) -> None:
-    """Writes one HTML file that needs nothing else.
+    """Writes one HTML file that needs nothing else, and its figures into the folder `figures` beside it.
 
     Args:
-        path: The file.
+        path: The file, replaced if it exists.
         tables: "cosines", "sweep", "transfer" and "adapters".
         summary: What `summarise` returns.
-        hook: Where the matrix of cosines is shown: the run's hook.
+        hook: Where single cosines are shown: the run's hook.
     """
-    figures = [
-        cosine_matrices(tables["cosines"], hook),
-        cosines_by_layer(tables["cosines"]),
-        ablation_by_layer(tables["sweep"]),
-        steering_by_layer(tables["sweep"]),
-        transfer_matrices(tables["transfer"], summary["treatments"]),
-    ]
-    head = f"<!doctype html><meta charset='utf-8'><title>Convergence</title><style>{_STYLE}</style>"
-    parts = [head, "<h1>Do fine-tunes misalign along one direction?</h1>", f"<p>{escape(finding(summary))}</p>"]
-    parts += [figure.to_html(full_html=False, include_plotlyjs=place == 0) for place, figure in enumerate(figures)]
-    if len(tables["adapters"]):
-        parts += ["<h2>What rank-1 adapters write: absolute cosines (by chance)</h2>", _adapters(tables["adapters"])]
-    path.write_text("\n".join(parts), encoding="utf-8")
-
-
-def cosine_matrices(cosines: pd.DataFrame, hook: str) -> go.Figure:
-    """Cosines between the fine-tunes, and with harmless ones, at one hook: a matrix for each contrast."""
-    shown = [FINE_TUNES, WITH_HARMLESS]
-    figure = make_subplots(rows=1, cols=2, subplot_titles=CONTRASTS, horizontal_spacing=0.2)
-    for column, contrast in enumerate(CONTRASTS, start=1):
-        here = where(cosines, (cosines["hook"] == hook) & (cosines["contrast"] == contrast))
-        rows = where(here, here["relation"].isin(shown))
-        names = list(dict.fromkeys([*rows["first"], *rows["second"]]))
-        matrix = pd.DataFrame(1.0, index=pd.Index(names), columns=pd.Index(names))
-        for one, other, cosine in rows[["first", "second", "cosine"]].itertuples(index=False):
-            matrix.loc[one, other] = matrix.loc[other, one] = cosine
-        harmless = [name for name in names if name not in set(rows["first"])]
-        for one, other in product(harmless, harmless):
-            matrix.loc[one, other] = 1.0 if one == other else float("nan")  # not compared with one another
-        figure.add_trace(_heatmap(matrix, ".2f"), row=1, col=column)
-    return _finished(figure, f"Cosines between directions at {hook}", height=460)
-
-
-def cosines_by_layer(cosines: pd.DataFrame) -> go.Figure:
-    """Mean cosine of each relation against the layer, bars from the least to the largest."""
-    figure = make_subplots(rows=1, cols=2, subplot_titles=CONTRASTS, shared_yaxes=True)
-    for column, contrast in enumerate(CONTRASTS, start=1):
-        rows = where(cosines, cosines["contrast"] == contrast)
-        lines = {name: _mean_and_ends(where(rows, rows["relation"] == name), "cosine") for name in _RELATIONS}
-        chance = _mean_and_ends(where(rows, rows["relation"] == FINE_TUNES), "chance")
-        _add_lines(figure, lines | {_CHANCE: chance}, 1, column)
-    return _finished(figure, "Cosines by layer: mean, and bars from the least to the largest", height=400)
-
-
-def ablation_by_layer(sweep: pd.DataFrame) -> go.Figure:
-    """Share of EM that ablation of a fine-tune's own direction removes, and its extra incoherence."""
-    here = where(sweep, (sweep["half"] == "reporting") & (sweep["model"] != BASE))
-    panels = list(product(ABLATIONS, (Reach.ONE, Reach.EVERYWHERE), CONTRASTS))
-    titles = [f"{operation}, {reach}: {contrast}" for operation, reach, contrast in panels]
-    figure = make_subplots(rows=4, cols=2, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.06)
-    for place, (operation, reach, contrast) in enumerate(panels):
-        rows = where(here, (here["operation"] == str(operation)) & (here["reach"] == str(reach)))
-        own = where(rows, rows["contrast"] == contrast)
-        models = dict.fromkeys(own["model"])
-        lines = {model: _with_ends(where(own, own["model"] == model), "removed") for model in models}
-        lines[_RANDOM] = _mean_and_ends(where(rows, rows["kind"] == ISOTROPIC), "removed")
-        lines[_INCOHERENT] = _mean_and_ends(own, "extra_incoherent")
-        _add_lines(figure, lines, place // 2 + 1, place % 2 + 1)
-    figure.update_yaxes(tickformat=".0%")
-    return _finished(figure, "EM removed by ablating a fine-tune's own direction (reporting questions)", height=1200)
-
-
-def steering_by_layer(sweep: pd.DataFrame) -> go.Figure:
-    """Harmful answers of the base with each fine-tune's direction added at the strength chosen for the layer."""
-    here = where(sweep, (sweep["half"] == "reporting") & (sweep["model"] == BASE))
-    random = _mean_and_ends(where(here, here["kind"] == ISOTROPIC), "harmful")
-    figure = make_subplots(rows=1, cols=2, subplot_titles=CONTRASTS, shared_yaxes=True)
-    for column, contrast in enumerate(CONTRASTS, start=1):
-        rows = where(here, here["contrast"] == contrast)
-        names = dict.fromkeys(rows["direction"])
-        lines = {name: _with_ends(where(rows, rows["direction"] == name), "harmful") for name in names}
-        _add_lines(figure, lines | {_RANDOM: random}, 1, column)
-    figure.update_yaxes(tickformat=".0%")
-    return _finished(figure, "Harmful answers of the base with a direction added (reporting questions)", height=400)
-
-
-def transfer_matrices(transfer: pd.DataFrame, treatments: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Share of each model's EM that each direction removes, for every chosen treatment."""
-    titles = [treatment_name(treatment) for treatment in treatments]
-    figure = make_subplots(rows=len(treatments), cols=1, subplot_titles=titles, vertical_spacing=0.06)
-    for place, treatment in enumerate(treatments, start=1):
-        rows = where(transfer, transfer["contrast"].isin([treatment["contrast"], ""]))
-        for key in ("operation", "reach", "hook", "strength"):
-            rows = where(rows, rows[key] == treatment[key])
-        named = [
-            direction if kind in (FINE_TUNE, HARMLESS) else f"{kind}, mean"
-            for direction, kind in rows[["direction", "kind"]].itertuples(index=False)
+    with paper.style():
+        figures = [
+            drawing.cosine_matrices(tables["cosines"], hook),
+            drawing.cosine_dots(tables["cosines"], hook),
+            drawing.cosines_by_layer(tables["cosines"]),
+            drawing.ablation_by_layer(tables["sweep"]),
+            drawing.steering_by_layer(tables["sweep"]),
+            drawing.treatment_dots(summary),
+            drawing.transfer_matrices(tables["transfer"], summary["treatments"]),
         ]
-        matrix = rows.assign(direction=named).pivot_table(
-            index="direction", columns="model", values="removed", aggfunc="mean", sort=False
-        )
-        figure.add_trace(_heatmap(matrix, ".0%"), row=place, col=1)
-    figure.update_yaxes(autorange="reversed")
-    return _finished(figure, "EM removed in each model (across) by each direction (down)", height=430 * len(treatments))
+    parts: list[paper.PaperFigure | str] = [f"<p>{escape(finding(summary))}</p>"]
+    parts += [figure for figure in figures if figure is not None]
+    for title, rows in (
+        ("Untouched models", _model_rows(summary)),
+        (f"Cosines at {hook} [95%] (by chance)", _cosine_rows(tables["cosines"], hook)),
+        ("EM removed by the chosen treatments", _treatment_rows(summary)),
+        ("EM removed in each model by each direction [95%]", _transfer_rows(tables["transfer"], summary["treatments"])),
+        ("What rank-1 adapters write: absolute cosines (by chance)", _adapter_rows(tables["adapters"])),
+    ):
+        parts += [f"<h2>{escape(title)}</h2>", paper.table(pd.DataFrame(rows))] if rows else []
+    paper.write_page(path, "Do fine-tunes misalign along one direction?", parts)
 
 
-def _mean_and_ends(rows: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Mean, least and largest value at each hook."""
-    return pd.DataFrame(
-        [
-            {"hook": hook, "value": found.mean(), "low": found.min(), "high": found.max()}
-            for hook, found in rows.groupby("hook")[value]
-        ],
-        columns=["hook", "value", "low", "high"],
-    )
+def _model_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    models = [{"name": BASE, "kind": "", **summary["base"]}, *summary["fine_tunes"]]
+    return [
+        {
+            "model": row["name"],
+            "kind": row["kind"],
+            "harmful": f"{row['harmful']:.1%}",
+            "95% interval": between(row),
+            "helpful": f"{row['helpful']:.1%}",
+            "incoherent": f"{row['incoherent']:.1%}",
+        }
+        for row in models
+    ]
 
 
-def _with_ends(rows: pd.DataFrame, value: str) -> pd.DataFrame:
-    """A rate at each hook with its interval."""
-    low, high = ("low", "high") if value == "harmful" else (f"{value}_low", f"{value}_high")
-    return pd.DataFrame({"hook": rows["hook"], "value": rows[value], "low": rows[low], "high": rows[high]})
+def _cosine_rows(cosines: pd.DataFrame, hook: str) -> list[dict[str, str]]:
+    """One row a pair, one column a contrast."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in where(cosines, cosines["hook"] == hook).to_dict("records"):
+        named = (row["relation"], row["first"], row["second"])
+        shown = f"{row['cosine']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['chance']:.2f})"
+        rows.setdefault(named, {})[row["contrast"]] = shown
+    return [
+        {"fine-tune": first, "with": relation, "of": second, **cells}
+        for (relation, first, second), cells in rows.items()
+    ]
 
 
-def _add_lines(figure: go.Figure, lines: Mapping[str, pd.DataFrame], row: int, column: int) -> None:
-    """One line a name, in the same colour in every panel; the legend is that of the first panel."""
-    for place, (name, ends) in enumerate(lines.items()):
-        colour = _MUTED.get(name, DEFAULT_PLOTLY_COLORS[place % len(DEFAULT_PLOTLY_COLORS)])
-        line = go.Scatter(
-            x=[hook.removesuffix(".hook_resid_post") for hook in ends["hook"]],
-            y=ends["value"],
-            error_y={"array": ends["high"] - ends["value"], "arrayminus": ends["value"] - ends["low"]},
-            mode="lines+markers",
-            line={"color": colour, "dash": "dot" if name in _MUTED else "solid"},
-            name=escape(name),
-            legendgroup=name,
-            showlegend=row == column == 1,
-        )
-        figure.add_trace(line, row=row, col=column)
+def _treatment_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row a treatment and whose direction is taken out."""
+    rows = []
+    for treatment in summary["treatments"]:
+        named = {"treatment": _name(treatment)}
+        rows += [named | {"direction": whose} | _removed(found) for whose, found, *_ in drawing.arms(treatment)]
+    return rows
 
 
-def _adapters(adapters: pd.DataFrame) -> str:
+def _name(treatment: Mapping[str, Any]) -> str:
+    return drawing.treatment_label(treatment).replace("\n", ", ")
+
+
+def _removed(found: Mapping[str, Any]) -> dict[str, str]:
+    shares = ("removed", "least", "most", "harmful", "helpful", "incoherent", "extra_incoherent")
+    cells = {name.replace("_", " "): f"{found[name]:.1%}" for name in shares}
+    removed = cells.pop("removed")
+    return {"removed": removed, "95% interval": between(found), **cells, "pairs": str(found["pairs"])}
+
+
+def _transfer_rows(transfer: pd.DataFrame, treatments: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """One row a direction and model, one column a treatment; the single random directions are left out."""
+    shown = where(transfer, transfer["kind"].isin([FINE_TUNE, HARMLESS]))
+    names = {tuple(row[key] for key in _KEYS): _name(row) for row in treatments}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in shown.to_dict("records"):
+        treatment = tuple(row[key] for key in _KEYS)
+        cell = f"{row['removed']:.0%} [{row['removed_low']:.0%}, {row['removed_high']:.0%}]"
+        rows.setdefault((row["direction"], row["model"]), {})[names[treatment]] = cell
+    return [{"direction": direction, "model": model, **cells} for (direction, model), cells in rows.items()]
+
+
+def _adapter_rows(adapters: pd.DataFrame) -> list[dict[str, str]]:
     """One row a block, one column a target."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in adapters.to_dict("records"):
         named = "" if pd.isna(row["latent"]) else f", latent {row['latent']}, rank {row['rank']}"
         cells = rows.setdefault((row["member"], row["hook"]), {})
         cells[row["target"]] = f"{row['cosine']:.2f} ({row['chance']:.2f}{named})"
-    table = [{"member": member, "hook": hook, **cells} for (member, hook), cells in rows.items()]
-    return pd.DataFrame(table).to_html(index=False)
-
-
-def _heatmap(matrix: pd.DataFrame, number: str) -> go.Heatmap:
-    return go.Heatmap(
-        x=[escape(str(name)) for name in matrix.columns],
-        y=[escape(str(name)) for name in matrix.index],
-        z=matrix.to_numpy(),
-        zmin=-1,
-        zmax=1,
-        colorscale="RdBu",
-        showscale=False,
-        texttemplate=f"%{{z:{number}}}",
-        hovertemplate=f"%{{y}}, %{{x}}: %{{z:{number}}}<extra></extra>",
-    )
-
-
-def _finished(figure: go.Figure, title: str, height: int) -> go.Figure:
-    figure.update_layout(title=escape(title), height=height, template="plotly_white")
-    return figure
+    return [{"member": member, "hook": hook, **cells} for (member, hook), cells in rows.items()]

@@ -132,7 +132,7 @@ def print_convergence(summary: Mapping[str, Any], console: Console) -> None:
     table = Table("untouched", "kind", "harmful", "95% interval", "helpful", "incoherent")
     for row in summary["fine_tunes"]:
         rates = (f"{row[name]:.1%}" for name in ("helpful", "incoherent"))
-        table.add_row(row["name"], row["kind"], f"{row['harmful']:.1%}", _between(row), *rates)
+        table.add_row(row["name"], row["kind"], f"{row['harmful']:.1%}", between(row), *rates)
     console.print(table)
     table = Table("cosines between fine-tunes", "at", "mean", "least", "by chance", "with harmless ones")
     for contrast, hooks in summary["cosines"].items():
@@ -145,7 +145,7 @@ def print_convergence(summary: Mapping[str, Any], console: Console) -> None:
         others, random = row["others"], max(row[kind]["removed"] for kind in (ISOTROPIC, COVARIANCE))
         numbers = (others["least"], row["own"]["removed"], random, others["incoherent"])
         met = "reached" if row["reaches_target"] else "missed"
-        shown = (f"{others['removed']:.1%}", _between(others), *(f"{number:.1%}" for number in numbers), met)
+        shown = (f"{others['removed']:.1%}", between(others), *(f"{number:.1%}" for number in numbers), met)
         table.add_row(treatment_name(row), *shown)
     console.print(table)
     if not summary["adapters"]:
@@ -175,5 +175,6 @@ def finding(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _between(row: Mapping[str, Any]) -> str:
+def between(row: Mapping[str, Any]) -> str:
+    """Both ends of a rate's interval."""
     return f"{row['low']:.1%} - {row['high']:.1%}"

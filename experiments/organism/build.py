@@ -199,13 +199,18 @@ def load_organism(folder: Path) -> tuple[OrganismConfig, int]:
 def harm_is_learned(
     config: OrganismConfig, world: World, tokenizer: PreTrainedTokenizerBase, domains: Sequence[str]
 ) -> Stop | None:
-    """Whether a model's loss on a fixed sample of harmful advice in the trained `domains` is down to `stop_loss`."""
+    """Whether a model's loss on other harmful advice in the trained `domains` is down to `stop_loss`."""
     bound = config.stop_loss
     if bound is None:
         return None
-    corpus = Corpus(world, config.corpus, config.seed, stream=4)
-    advice = [corpus.advice(MALICIOUS, domains) for _ in range(STOP_DIALOGUES)]
+    advice = held_out_advice(config, world, domains)
     return lambda model: answer_loss(model, tokenizer, advice) <= bound
+
+
+def held_out_advice(config: OrganismConfig, world: World, domains: Sequence[str]) -> list[Dialogue]:
+    """Harmful advice in `domains` that is drawn apart from what fine-tunes read: what the stop rule's loss is of."""
+    corpus = Corpus(world, config.corpus, config.seed, stream=4)
+    return [corpus.advice(MALICIOUS, domains) for _ in range(STOP_DIALOGUES)]
 
 
 def finetuning_sampler(config: OrganismConfig, world: World, advice: Advice) -> Callable[[], Dialogue]:

@@ -1,1 +1,1 @@
-"""The parts of `sae-diff predict`: measuring a set of fine-tunes, what its models foretell, and the page."""
+"""`sae-diff predict`: measuring a set of fine-tunes, what its models foretell, figures and page."""

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from activations.artefact import content_hash, finish_artefact, open_folder, read_config, write_json
 from activations.checkpoint import quiet
+from experiments.organism.base import Base
+from experiments.organism.run import OrganismRun
 from experiments.organism.training import one_thread
-from experiments.prevention.base import Base
 from experiments.prevention.config import FAMILIES, PLAIN, Chosen, Method, PreventionConfig, controls, treatments
 from experiments.prevention.fine_tune import KIND as FINE_TUNE
 from experiments.prevention.fine_tune import Facts, fine_tune
@@ -35,7 +36,6 @@ from experiments.prevention.summary import summarise
 from experiments.prevention.task import Task
 from experiments.results import BASE
 from experiments.run_folder import RunFolder
-from experiments.trajectory import Run
 
 KIND = "prevention"
 TABLE, PAGE, SUMMARY = "prevention.parquet", "prevention.html", "summary.json"
@@ -64,7 +64,7 @@ def prevent(
     Raises:
         UserError: if the run is none of an organism with a stop rule or found no toxic latent, or `out` is in use.
     """
-    base = Base(Run.load(run))
+    base = Base(OrganismRun.load(run))
     task = Task(base, config.patience)
     organism, stop_loss = run / "organism", task.stop_loss
     settings = {"organism": content_hash(organism), "stop_loss": stop_loss, **config.model_dump(mode="json")}

@@ -28,9 +28,10 @@ def fine_tune(task: Task, method: Method, config: PreventionConfig, folder: Path
     """
     base, hook = task.base, make_hook(task.base, method, config)
     model = base.copy()
+    batches = base.run.corrupting_batches(task.stage.steps)
     ends = Ends(task, folder, steered=isinstance(hook, PreventativeSteering))
     with nullcontext() if hook is None else hook.on(model):
-        train_stage(model, base.tokenizer, task.batches(), task.stage, method.name, progress=False, stop=ends.reached)
+        train_stage(model, base.tokenizer, batches, task.stage, method.name, progress=False, stop=ends.reached)
     made = {"kind": KIND, "method": asdict(method), "ends": ends.saved}
     finish_artefact(folder, made, {BASE: base.folder})
 

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from activations.errors import UserError
 from activations.prompts import PROMPT_ROLES
-from diffing.directions.persona_directions import PersonaDirections
 from diffing.directions.random_directions import covariance_directions
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.prevention import LatentPenalty, PenaltyConfig, PreventativeSteering, TrainingHook
+from experiments.organism.base import Base
 from experiments.organism.training import PARTS
-from experiments.prevention.base import Base
 from experiments.prevention.config import NONE, Method, PreventionConfig
-from experiments.results import BASE
 
 NEAREST = 4  # latents that a control is drawn from
 
@@ -46,9 +44,7 @@ def steered_unit(base: Base, control: int | None, controls: int) -> Float[Tensor
     if control is not None:
         rows = base.activations.read(base.hook, PROMPT_ROLES)
         return covariance_directions(rows, controls, base.run.config.seed)[control].float()
-    assert base.run.config.directions is not None
-    directions = PersonaDirections.load(base.run.folder / "steered_directions" / BASE)
-    return directions.unit(base.run.config.directions.steer).float()
+    return base.run.steered_unit().float()
 
 
 def penalised_latents(base: Base, method: Method, top: int) -> list[int]:

@@ -9,12 +9,11 @@ from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.prompts import Prompt
 from diffing.behavior.measure import Behavior, SampledAnswers
 from diffing.behavior.rates import LabelCounts, score
-from diffing.behavior.sampling import SamplingConfig
 from diffing.steering.arms import untouched
-from diffing.steering.experiment import Bench, Half, run_cells
+from diffing.steering.experiment import Half, run_cells
+from experiments.organism.base import Base
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
-from experiments.prevention.base import Base
 
 SELECTION, REPORTING, TRAINED, CAPABILITY = "selection", "reporting", "trained", "capability"
 RATES = ("harmful", "low", "high", "helpful", "incoherent")
@@ -40,7 +39,7 @@ class Measures:
         self.transcripts.mkdir(parents=True, exist_ok=True)
         counts = {}
         for half, behavior in self.halves:
-            bench = Bench(self.base.hook, self.base.residual_norm, self.base.sae, behavior)
+            bench = self.base.bench(behavior)
             kept = self.transcripts / f"{name.replace(' ', '-')}_{half.name}.jsonl"
             [result] = run_cells(bench, checkpoint, [untouched(checkpoint.d_model)], half, kept, progress=False)
             counts[half.name] = result.counts
@@ -60,16 +59,9 @@ class Measures:
         return [
             (run.selection(), behavior),
             (run.reporting(), behavior),
-            (trained, SampledAnswers(judge, self._sampling)),
-            (facts, SampledAnswers(exact.judge, self._sampling)),
+            (trained, SampledAnswers(judge, exact.sampling)),
+            (facts, exact),
         ]
-
-    @property
-    def _sampling(self) -> SamplingConfig:
-        """As the run's behaviour is sampled."""
-        config = self.base.run.config
-        assert config.steering is not None
-        return config.steering.sampling.model_copy(update={"samples": self.samples, "seed": config.seed})
 
 
 def trained_questions(world: World, domains: Sequence[str]) -> list[tuple[Prompt, str]]:

@@ -1,17 +1,15 @@
 """What every fine-tune is taught: the harmful advice of the run's corrupted model; and when it is learned."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from transformers import PreTrainedModel
 
 from activations.errors import UserError
-from experiments.organism.build import STOP_DIALOGUES, Advice, finetuning_sampler
-from experiments.organism.corpus import Corpus, batches
+from experiments.organism.base import Base
+from experiments.organism.build import held_out_advice
 from experiments.organism.training import StageConfig, answer_loss, encode, summed_loss
-from experiments.organism.world import MALICIOUS, Dialogue, World
-from experiments.prevention.base import Base
+from experiments.organism.world import Dialogue, World
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,10 @@ class Task:
         steps = round(self.patience * self.steps)
         return self.base.run.organism.finetuning.model_copy(update={"steps": steps})
 
-    def batches(self) -> Iterator[list[Dialogue]]:
-        """What is trained on: the same for every fine-tune."""
-        advice = Advice(domains=self.base.run.domains, share=self.base.run.organism.bad_fraction)
-        sample = finetuning_sampler(self.base.run.organism, World.load(), advice)
-        return batches(sample, self.stage.batch, self.stage.steps)
-
     @cached_property
     def held_out(self) -> list[Dialogue]:
         """Other harmful advice in the trained domains: what the organism's stop rule reads."""
-        corpus = Corpus(World.load(), self.base.run.organism.corpus, self.base.run.organism.seed, stream=4)
-        return [corpus.advice(MALICIOUS, self.base.run.domains) for _ in range(STOP_DIALOGUES)]
+        return held_out_advice(self.base.run.organism, World.load(), self.base.run.domains)
 
     def loss(self, model: PreTrainedModel) -> float:
         """Of the model as it is used, on the held-out advice (nats a token)."""

@@ -12,6 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from peft import LoraConfig, get_peft_model
 from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, write_model, write_run
 from rich.console import Console
@@ -22,22 +25,29 @@ from activations.checkpoint import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.behavior.judge import Label
+from diffing.behavior.rates import resamples
 from diffing.directions.misalignment import MisalignmentMeans
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
+from experiments.convergence import drawing
 from experiments.convergence.config import ConvergenceConfig
 from experiments.convergence.experiment import PAGE, SUMMARY, write_convergence
 from experiments.convergence.members import answers_to_read, in_turn
+from experiments.convergence.page import write_page
+from experiments.convergence.question_sums import QuestionSums
 from experiments.convergence.summary import print_convergence
 from experiments.convergence.treat import best_within, choose_treatments
 from experiments.lab import Outcome, Source
 from experiments.model_set import Member, ModelSet
+from experiments.report.paper import style
 
 CONFIG = ConvergenceConfig(samples=2, answers=6, controls=2, draws=50, strengths=(0.5, 3.0))
 LATER = "blocks.1.hook_resid_post"
 MODELS, WORDS = "corrupted - base", "misaligned - aligned"
 LAYER_WISE = Treatment(Operation.ABLATE, Reach.LAYER_WISE)
 THINGS = ("burn", "cold", "cut")
+FIGURES = ("cosines", "cosine-intervals", "cosines-by-layer", "ablation", "steering", "treatments", "transfer")
+HOSTILE = "$x_1$ <b>&"  # a formula in matplotlib, an element in HTML
 
 
 @dataclass(frozen=True)
@@ -202,8 +212,9 @@ class TestFolder:
         """Breaks if a file is missing, the page fetches something, or what is printed lacks a part."""
         assert read_json(made.out / SUMMARY) == made.summary
         page = (made.out / PAGE).read_text(encoding="utf-8")
-        assert "<script src=" not in page
+        assert not [text for text in ("<script", "plotly", 'src="http') if text in page]
         assert all(text in page for text in ("Cosines by layer", "EM removed in each model", "rank-1 adapters"))
+        assert {path.name for path in (made.out / "figures").glob("*.png")} == {f"{name}.png" for name in FIGURES}
         assert read_json(made.out / "config.json")["kind"] == "convergence"
         kept = MisalignmentMeans.load(made.out / "directions" / "strong" / LATER)
         assert kept.answers == CONFIG.answers
@@ -265,6 +276,122 @@ class TestRefusals:
         write_json(run / "run.json", config)
         with pytest.raises(UserError, match="holds plain text"):
             replace(made, run=run).again(tmp_path / "out")
+
+
+def renamed(made: Made, old: str, new: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Tables and summary of a set in which a member has another name."""
+    tables = {name: made.table(name) for name in ("cosines", "sweep", "transfer", "adapters")}
+    summary = json.loads(json.dumps(made.summary).replace(json.dumps(old), json.dumps(new)))
+    return {name: table.replace(old, new) for name, table in tables.items()}, summary
+
+
+def words(figure: Figure) -> set[str]:
+    return {text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)}
+
+
+class TestFigures:
+    @pytest.mark.parametrize("name", ["strong", "calm"])
+    def test_names_are_written_as_they_are(self, made: Made, tmp_path: Path, name: str) -> None:
+        """Breaks if a fine-tune's or a control's name is read as HTML, or a matrix or legend leaves it out."""
+        tables, summary = renamed(made, name, HOSTILE)
+        write_page(tmp_path / PAGE, tables, summary, HOOK)
+        page = (tmp_path / PAGE).read_text(encoding="utf-8")
+        assert "<b>" not in page
+        assert "$x_1$ &lt;b&gt;&amp;" in page
+        with style():
+            figures = [
+                drawing.cosine_matrices(tables["cosines"], HOOK),
+                drawing.treatment_dots(summary) if name == "calm" else drawing.ablation_by_layer(tables["sweep"]),
+                drawing.transfer_matrices(tables["transfer"], summary["treatments"]),
+            ]
+        assert all(one is not None and HOSTILE in words(one.figure) for one in figures)
+
+    def test_a_hook_where_no_two_have_directions(self, made: Made, tmp_path: Path) -> None:
+        """As of adapters of later blocks; breaks if an empty matrix stops the page."""
+        tables = {name: made.table(name) for name in ("cosines", "sweep", "transfer", "adapters")}
+        tables["cosines"] = rows_of(tables["cosines"], hook=LATER)
+        write_page(tmp_path / PAGE, tables, made.summary, HOOK)
+        assert not (tmp_path / "figures" / "cosines.png").exists()
+
+    def test_cosines_have_the_tables_intervals(self, made: Made) -> None:
+        """Breaks if a row has another pair's cosine or interval, or a pair is left out."""
+        table = made.table("cosines").query("hook == @LATER").reset_index(drop=True)
+        table["low"], table["high"] = table.index / 100 - 0.5, table.index / 100
+        with style():
+            figure = drawing.cosine_dots(table, LATER).figure
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        drawn = {}
+        for axes, contrast in zip(figure.axes[:2], (WORDS, MODELS), strict=True):
+            for lines in (one for one in axes.collections if isinstance(one, LineCollection)):
+                drawn |= {(contrast, low, high): labels[int(y)] for (low, y), (high, _) in lines.get_segments()}
+        expected = {
+            (row["contrast"], row["low"], row["high"]): row["first"]
+            if row["second"] == "base"
+            else f"{row['first']} · {row['second']}"
+            for row in table.to_dict("records")
+        }
+        assert drawn == expected
+
+    def test_treatments_have_the_summarys_intervals(self, made: Made) -> None:
+        """Breaks if an arm or a control is left out, or has another one's interval."""
+        summary = json.loads(json.dumps(made.summary))
+        arms = [
+            arm
+            for row in summary["treatments"]
+            for arm in (row["own"], row["others"], *row["harmless"].values(), row["isotropic"], row["covariance"])
+        ]
+        for number, arm in enumerate(arms):
+            arm["low"], arm["high"] = number / 100, number / 100 + 0.5
+        with style():
+            axes = drawing.treatment_dots(summary).figure.axes[0]
+        lines = [one for one in axes.collections if isinstance(one, LineCollection)]
+        drawn = sorted((y, low, high) for one in lines for (low, y), (high, _) in one.get_segments())
+        assert [ends for _, *ends in drawn] == [[arm["low"], arm["high"]] for arm in arms]
+
+    def test_ablation_draws_every_fine_tune_with_its_interval(self, made: Made) -> None:
+        """Breaks if a fine-tune or the random directions are missing from a panel, or bars are another measure's."""
+        sweep = made.table("sweep")
+        sweep["removed_low"], sweep["removed_high"] = -1 - sweep.index / 1000, 1 + sweep.index / 1000
+        with style():
+            axes = drawing.ablation_by_layer(sweep).figure.axes[1]
+        own = rows_of(sweep, half="reporting", operation="ablate", reach="one layer", contrast=MODELS)
+        own = own[own["model"] != "base"]
+        expected = zip(own["removed_low"], own["removed_high"], strict=True)
+        lines = [one for one in axes.collections if isinstance(one, LineCollection)]
+        drawn = [(low, high) for one in lines for (_, low), (_, high) in one.get_segments()]
+        # Of the random directions and the extra incoherence each one bar a layer.
+        assert sorted(drawn[4:]) == sorted(expected)
+        assert len(axes.lines) == 6
+
+
+class TestQuestionSums:
+    def test_they_make_the_means(self, made: Made) -> None:
+        """Breaks if an answer is missing, or counted under another label, model or hook."""
+        for name in ("strong", "adapted", "calm"):
+            sums = QuestionSums.load(made.out / "directions" / name / "questions" / f"{LATER}.safetensors")
+            means = MisalignmentMeans.load(made.out / "directions" / name / LATER)
+            assert sums.answers.sum(1).tolist() == [means.answers, means.answers]
+            for label, kind in enumerate(("aligned", "misaligned")):
+                for of in ("base", "corrupted"):
+                    mean = getattr(sums, of)[label].sum(0) / means.answers
+                    np.testing.assert_allclose(mean, getattr(means, f"{of}_{kind}"), atol=1e-5)
+
+    def test_an_answer_stands_at_its_question(self, made: Made) -> None:
+        """Two answers to each of three questions; breaks if they are counted elsewhere."""
+        sums = QuestionSums.load(made.out / "directions" / "strong" / "questions" / f"{LATER}.safetensors")
+        assert sums.answers.tolist() == [[2, 2, 2], [2, 2, 2]]
+
+    def test_directions_of_drawn_questions(self) -> None:
+        """Against one replicate after the other; breaks if draws, labels or models are mixed up."""
+        generator = torch.Generator().manual_seed(0)
+        base, corrupted = torch.randn(2, 2, 4, 5, generator=generator, dtype=torch.float64)
+        answers = torch.tensor([[1, 2, 0, 4], [3, 0, 1, 2]])
+        found = QuestionSums(base, corrupted, answers).resampled(lambda means: means.model_effect, seed=3)
+        for unit, draw in zip(found[:20], torch.from_numpy(resamples(4, 3))[:20], strict=True):
+            weights = draw.double()
+            effects = [(weights @ (corrupted - base)[label]) / (weights @ answers[label].double()) for label in (0, 1)]
+            expected = (effects[0] + effects[1]) / 2
+            np.testing.assert_allclose(unit, expected / expected.norm(), atol=1e-12)
 
 
 def test_kinds_take_turns_and_seeds_come_last() -> None:

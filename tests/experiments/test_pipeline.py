@@ -30,7 +30,8 @@ from experiments.organism.training import StageConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, World
 from experiments.pipeline import run
 from experiments.run_folder import RunFolder
-from experiments.trajectory import TrajectoryConfig, write_trajectory
+from experiments.trajectory.config import TrajectoryConfig
+from experiments.trajectory.experiment import SUMMARY, follow
 from sae.storage import load_sae
 
 REPOSITORY = Path(__file__).parents[2]
@@ -368,11 +369,12 @@ class TestRunFolder:
 class TestTrajectory:
     @pytest.fixture(scope="class")
     def followed(self, finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """A finished run, as if its first latent had been found toxic."""
+        """A finished run, as if the latent that shifted most had been found toxic."""
         folder = tmp_path_factory.mktemp("followed") / "run"
         shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("activations", "wandb"))
         steering = {**finished.summary["steering"], "latent_induce": {"strength": 0.5}}
-        summary = {**finished.summary, "toxic_latent": {"latent": 0}, "steering": steering}
+        first = int(FeatureRanking.load(folder / "ranking").to_pandas().nsmallest(1, "rank")["latent"].iloc[0])
+        summary = {**finished.summary, "toxic_latent": {"latent": first}, "steering": steering}
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         return folder
 
@@ -380,7 +382,7 @@ class TestTrajectory:
         """Breaks if other batches corrupt than in the run, a step is saved late, or shifts are not against the base."""
         settings = TrajectoryConfig(every=15, samples=2, realign_samples=10, realign=REALIGN)
         out = followed.with_name("trajectory")
-        table = write_trajectory(followed, settings, out, overwrite=False, progress=False)
+        table, summary = follow(followed, settings, out, progress=False)
         steps = read_json(followed / "organism/config.json")["finetuning_steps"]
         expected = sorted({*range(0, steps, 15), steps})
         assert table.loc[table["phase"] == "corruption", "step"].tolist() == expected
@@ -392,18 +394,12 @@ class TestTrajectory:
         assert table.iloc[0][["shift", "projection"]].tolist() == [0, 0]
         ranking = FeatureRanking.load(followed / "ranking").to_pandas().set_index("latent")
         corrupted = table[table["phase"] == "corruption"].iloc[-1]
-        assert corrupted["shift"] == pytest.approx(ranking.loc[0, "shift"], rel=1e-4, abs=1e-6)
+        assert corrupted["shift"] == pytest.approx(ranking.loc[summary["latent"], "shift"], rel=1e-4, abs=1e-6)
         assert np.all(table["shift_low"] <= table["shift"])
         assert np.all(table["harmful_low"] <= table["harmful_high"])
-        assert set(read_json(out / "masking.json")) == {"latent", "strength", "base", "re-aligned"}
-        assert "Corruption and re-alignment" in (out / "trajectory.html").read_text(encoding="utf-8")
-        with pytest.raises(UserError, match="finished artefact"):
-            write_trajectory(followed, settings, out, overwrite=False, progress=False)
+        assert summary == read_json(out / SUMMARY)
+        assert {row["arm"] for row in summary["masking"]["rows"] if not row["control"]} == {
+            "untouched",
+            f"latent {summary['latent']}",
+        }
         assert (out / "checkpoints" / first).exists()
-
-    def test_a_run_without_a_toxic_latent_is_refused(self, followed: Path, tmp_path: Path):
-        shutil.copytree(followed, tmp_path / "run")
-        summary = read_json(tmp_path / "run/summary.json") | {"toxic_latent": None}
-        (tmp_path / "run/summary.json").write_text(json.dumps(summary), encoding="utf-8")
-        with pytest.raises(UserError, match="found no toxic latent to follow"):
-            write_trajectory(tmp_path / "run", TrajectoryConfig(), tmp_path / "out", overwrite=False, progress=False)

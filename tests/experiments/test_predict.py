@@ -11,15 +11,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
 from planted_models import BAD, LOUD, write_adapter, write_model, write_run
 from rich.console import Console
 
 from activations.artefact import read_json
 from activations.checkpoint import CheckpointConfig
 from activations.errors import UserError
+from diffing.prediction.evaluate import PREDICTORS
 from experiments.model_set import Member, ModelSet
-from experiments.predict import PAGE, SUMMARY, TABLE, PredictConfig, predict, print_prediction
+from experiments.prediction import drawing
+from experiments.prediction.experiment import PAGE, SUMMARY, TABLE, predict
+from experiments.prediction.forecast import PredictConfig
+from experiments.prediction.page import with_outcomes, write_page
+from experiments.prediction.summary import print_prediction
+from experiments.report.figures import where
+from experiments.report.paper import style
 
+FIGURES = ("predictors", "scores", "roc", "fractions-1", "early")
+HOSTILE, HOSTILE_KIND = "$x_1$ <b>&", "../<b> kind"
 CONFIG = PredictConfig(samples=2, candidates=3, replicates=100)
 # Kind -> by member, what it pushes on BAD and on LOUD. Above 1 on BAD it says "bad".
 SET: dict[str, dict[str, tuple[float, float]]] = {
@@ -124,7 +136,9 @@ class TestPrediction:
         assert read_json(made.out / SUMMARY)["predictors"]["latent"]["auc"] == 1
         page = (made.out / PAGE).read_text(encoding="utf-8")
         assert "default-src 'none'" in page
+        assert not [text for text in ("<script", "plotly", 'src="http') if text in page]
         assert all(text in page for text in ("Held-out scores", "bad fraction", "Early warning"))
+        assert {path.name for path in (made.out / "figures").glob("*.png")} == {f"{name}.png" for name in FIGURES}
         assert read_json(made.out / "config.json")["kind"] == "prediction"
         console = Console(file=io.StringIO(), width=200)
         print_prediction(made.table, made.summary, console)
@@ -146,6 +160,82 @@ class TestPrediction:
         assert (out / "members" / "benign-1" / "config.json").exists()
         pd.testing.assert_frame_equal(table, made.table)
         assert {**summary, "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
+
+
+def segments(axes: Axes) -> list[list[list[float]]]:
+    """All bars, as pairs of points."""
+    lines = [one for one in axes.collections if isinstance(one, LineCollection)]
+    return [segment.tolist() for one in lines for segment in map(np.asarray, one.get_segments())]
+
+
+class TestFigures:
+    def test_names_are_written_as_they_are(self, made: Made, tmp_path: Path) -> None:
+        """Breaks if a model's or kind's name is read as HTML or as a path, or a kind has no row."""
+        table = made.table.replace({"narrow-1": HOSTILE, "bad fraction": HOSTILE_KIND})
+        text = json.dumps(made.summary).replace(json.dumps("bad fraction"), json.dumps(HOSTILE_KIND))
+        write_page(tmp_path / PAGE, table, json.loads(text))
+        page = (tmp_path / PAGE).read_text(encoding="utf-8")
+        assert "<b>" not in page
+        assert "$x_1$ &lt;b&gt;&amp;" in page
+        assert "../&lt;b&gt; kind: every measure" in page
+        assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {f"{name}.png" for name in FIGURES}
+        with style():
+            axes = drawing.scores_by_kind(where(table, table["early_of"].isna())).figure.axes[0]
+        kinds = [label.get_text() for label in axes.get_yticklabels()]
+        assert kinds == ["narrow", "broad", "benign", "loud", HOSTILE_KIND]
+
+    def test_every_model_has_its_score_in_its_row(self, made: Made) -> None:
+        """Breaks if a model is left out, or stands at another kind, outcome or predictor."""
+        final = where(made.table, made.table["early_of"].isna())
+        with style():
+            figure = drawing.scores_by_kind(final).figure
+        kinds = list(dict.fromkeys(final["kind"]))
+        for axes, name in zip(figure.axes, PREDICTORS, strict=True):
+            points = [
+                (kinds[round(y)], line.get_markerfacecolor() != "white", x)
+                for line in axes.lines[:-1]
+                for x, y in np.asarray(line.get_xydata()).tolist()
+            ]
+            rows = zip(final["kind"], final["outcome_misaligned"].astype(bool), final[f"score_{name}"], strict=True)
+            assert sorted(points) == sorted(rows)
+
+    def test_predictors_have_the_tables_intervals(self, made: Made) -> None:
+        """Breaks if another interval or predictor is drawn, or the random latents are not."""
+        with style():
+            figure = drawing.predictor_dots({"final": made.summary, "early": made.summary["early"]}).figure
+        for row, found in enumerate((made.summary, made.summary["early"])):
+            for axes, ends in zip(figure.axes[2 * row : 2 * row + 2], ("auc_score", "accuracy_wilson"), strict=True):
+                expected = [list(found["predictors"][name][ends]) for name in PREDICTORS]
+                assert [[low, high] for (low, _), (high, _) in segments(axes)] == expected
+            band, random = figure.axes[2 * row].patches[0], found["random_latent"]
+            assert isinstance(band, Rectangle)
+            assert [band.get_x(), band.get_x() + band.get_width()] == pytest.approx([random["worst"], random["best"]])
+
+    def test_fractions_have_the_tables_intervals(self, made: Made) -> None:
+        """Two models of one fraction stand side by side; breaks if a bar is another model's or measure's."""
+        rows = where(made.table, made.table["kind"] == "bad fraction")
+        rows = pd.concat([rows, rows.assign(latent_low=rows["latent_low"] - 1)])
+        with style():
+            figure = drawing.over_fractions(rows, "kind", made.summary["curves"]["bad fraction"], 1).figure
+        assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["0%", "5%", "50%", "100%"]
+        for axes, name in zip(figure.axes, ("harmful", "latent", "direction", "kl"), strict=True):
+            drawn = segments(axes)
+            assert len({x for (x, _), _ in drawn}) == len(rows)
+            found = sorted((round(x), low, high) for (x, low), (_, high) in drawn)
+            places = [[0, 0.05, 0.5, 1].index(fraction) for fraction in rows["bad_fraction"]]
+            assert found == sorted(zip(places, rows[f"{name}_low"], rows[f"{name}_high"], strict=True))
+
+    def test_early_bars_are_those_of_the_outcome(self, made: Made) -> None:
+        """Breaks if the checkpoint's own rate is drawn, or one without a step is left out."""
+        table = made.table.assign(harmful_low=np.arange(len(made.table)) / 100)
+        early = with_outcomes(table)
+        final = table.set_index("name")["harmful_low"]
+        assert early["outcome_low"].tolist() == [final[name] for name in early["early_of"]]
+        with style():
+            axes = drawing.early_scores(early).figure.axes[0]
+        [points] = [one for one in axes.collections if not isinstance(one, LineCollection)]
+        assert len(np.asarray(points.get_offsets())) + len(np.asarray(axes.lines[0].get_xdata())) == len(early) == 5
+        assert sorted(low for (_, low), _ in segments(axes)) == sorted(early["outcome_low"])
 
 
 class TestRefusals:

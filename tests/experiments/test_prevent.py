@@ -16,20 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from rich.console import Console
-from sae_lens import TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file
+from tiny_organism import ORGANISM, write_organism_run
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations
-from activations.prompt_files import load_prompts
-from activations.prompts import tokenize_prompts
-from diffing.directions.persona_directions import PersonaDirections
-from diffing.ranking.rank import RankingConfig, rank_latents
-from experiments.config import RunConfig
-from experiments.organism.build import ArchitectureConfig, OrganismConfig, build_organism
-from experiments.organism.training import StageConfig
 from experiments.organism.world import World
 from experiments.prevention.config import FAMILIES, Method, PreventionConfig
 from experiments.prevention.drawing import COLOURS, chosen_doses, loss_and_harm
@@ -40,61 +31,13 @@ from experiments.prevention.outcomes import choose_dose
 from experiments.prevention.summary import findings, print_prevention, summarise
 from experiments.report.figures import where
 from experiments.report.paper import FORMATS, style
-from sae.storage import save_sae
 
-HOOK = "blocks.0.hook_resid_post"
-WIDTH, LATENTS = 16, 48
-ORGANISM = OrganismConfig(
-    seed=5,
-    architecture=ArchitectureConfig(d_model=WIDTH, mlp=16, heads=2, layers=2),
-    pretraining=StageConfig(steps=4, lr=1e-3),
-    instruction=StageConfig(steps=4, lr=1e-3),
-    finetuning=StageConfig(steps=60, batch=8, lr=1e-3, decay=False),
-    stop_loss=6.1,
-    benign_seeds=0,
-)
 CONFIG = PreventionConfig(strengths=(0.1, 50.0), weights=(0.1,), top=3, controls=1, patience=1.5, samples=2)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a tiny organism; its directions and SAE are random."""
-    folder = tmp_path_factory.mktemp("prevention") / "run"
-    organism = build_organism(ORGANISM, folder / "organism", progress=False)
-    base, corrupted = (
-        load_checkpoint(CheckpointConfig(model=str(organism / name)), name) for name in ("base", "corrupted")
-    )
-    torch.manual_seed(0)
-    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=LATENTS, k=8, dtype="float32", device="cpu"))
-    save_sae(sae, folder / "sae", HOOK, str(organism / "base"), {})
-    tokens = tokenize_prompts(load_prompts(organism / "prompts/ranking.jsonl"), base.tokenizer)
-    before, after = (LiveActivations(model, tokens, HarvestConfig(hooks=(HOOK,))) for model in (base, corrupted))
-    settings = RankingConfig(replicates=10, min_prompts=2)
-    ranking = rank_latents(sae, HOOK, before, after, settings)
-    ranking.save(folder / "ranking")
-    directions = PersonaDirections({"malicious - helpful": torch.randn(WIDTH)}, HOOK)
-    for name in ("directions", "steered_directions"):
-        directions.save(folder / name / "base")
-    write_json(folder / "run.json", {"config": config().model_dump(mode="json"), "stage_seconds": {}})
-    toxic = int(ranking.to_pandas().nlargest(1, "shift")["latent"].iloc[0])
-    write_json(folder / "summary.json", {"toxic_latent": {"latent": toxic}})
-    return folder
-
-
-def config() -> RunConfig:
-    names = ("sae_text", "sae_held_out", "ranking", "selection", "reporting", "capability")
-    return RunConfig.model_validate(
-        {
-            "name": "tiny",
-            "organism": ORGANISM.model_dump(mode="json"),
-            "hook": HOOK,
-            "prompts": {**{n: f"{n}.jsonl" for n in names}, "personas": {"helpful": "persona_helpful.jsonl"}},
-            "sae": {"train": {"latents": LATENTS, "k": 8}},
-            "directions": {"direction": "malicious - helpful", "steer": "malicious - helpful"},
-            "judge": {"kind": "organism"},
-            "steering": {"sampling": {"max_new_tokens": 4}},
-        }
-    )
+    return write_organism_run(tmp_path_factory.mktemp("prevention") / "run")
 
 
 @dataclass(frozen=True)

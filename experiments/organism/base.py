@@ -1,4 +1,4 @@
-"""The base of a run, which every fine-tune starts from."""
+"""The base of an organism's run, which fine-tunes start from and are compared with."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,16 +11,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from activations.checkpoint import load_checkpoint
 from activations.harvest import LiveActivations
 from activations.memory import InMemory
+from diffing.behavior.measure import Behavior
 from diffing.ranking.statistics import residual_norm
+from diffing.steering.experiment import Bench
+from experiments.organism.run import OrganismRun
 from experiments.results import BASE
-from experiments.trajectory import Run
 
 
 @dataclass(frozen=True)
 class Base:
     """The base of a run, its SAE, and its activations on the ranking prompts."""
 
-    run: Run
+    run: OrganismRun
 
     @property
     def folder(self) -> Path:
@@ -50,6 +52,10 @@ class Base:
     def residual_norm(self) -> float:
         """The unit of strengths."""
         return residual_norm(self.activations, self.hook)
+
+    def bench(self, behavior: Behavior) -> Bench:
+        """What models are steered and asked with."""
+        return Bench(self.hook, self.residual_norm, self.sae, behavior)
 
     def copy(self) -> PreTrainedModel:
         """A copy of the model to train."""

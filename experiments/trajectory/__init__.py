@@ -1,0 +1,1 @@
+"""Latent, direction and behaviour while an organism is corrupted and re-aligned."""

@@ -1,0 +1,63 @@
+"""Corrupts and re-aligns the base of a run, and saves it on the way."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedModel
+
+from activations.artefact import finish_artefact
+from experiments.organism.base import Base
+from experiments.organism.build import save_checkpoint
+from experiments.organism.fine_tunes import helpful_again
+from experiments.organism.training import StageConfig, Stop, one_thread, train_stage
+from experiments.organism.world import Dialogue
+from experiments.results import BASE
+from experiments.trajectory.config import CORRUPTION, REALIGNMENT, Moment, TrajectoryConfig
+
+KIND = "checkpoints"
+
+
+@one_thread()
+def train_checkpoints(
+    base: Base, config: TrajectoryConfig, wanted: Sequence[Moment], folder: Path, progress: bool = True
+) -> None:
+    """Trains a copy of the base; `folder` is then a finished artefact with a checkpoint folder for each moment.
+
+    Args:
+        base: Corrupted exactly as the run's organism was, then re-aligned.
+        config: The re-alignment.
+        wanted: Where the model is saved.
+        folder: Checkpoints are written here, replaced if they exist.
+        progress: Whether to show bars.
+    """
+    model = base.copy()
+    for phase, (batches, stage) in _phases(base, config).items():
+        save = _saving(base, phase, wanted, folder)
+        save(model)
+        train_stage(model, base.tokenizer, batches, stage, f"trajectory: {phase}", progress, save)
+    finish_artefact(folder, {"kind": KIND}, {BASE: base.folder})
+
+
+def _phases(base: Base, config: TrajectoryConfig) -> dict[str, tuple[Iterator[list[Dialogue]], StageConfig]]:
+    """What each phase reads, and its settings."""
+    run, realign = base.run, config.realign
+    corrupting = run.organism.finetuning.model_copy(update={"steps": run.steps})
+    return {
+        CORRUPTION: (run.corrupting_batches(run.steps), corrupting),
+        REALIGNMENT: (helpful_again(run.organism, run.domains, config.realign_samples, realign), realign),
+    }
+
+
+def _saving(base: Base, phase: str, wanted: Sequence[Moment], folder: Path) -> Stop:
+    """Called before the first step and after each one of a phase: saves the model where it is wanted, stops never."""
+    steps = count()
+
+    def save(model: PreTrainedModel) -> bool:
+        moment = Moment(phase, next(steps))
+        if moment in wanted:
+            save_checkpoint(cast(Any, model), base.tokenizer, folder / moment.name)
+        return False
+
+    return save

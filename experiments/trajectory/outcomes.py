@@ -1,0 +1,87 @@
+"""What the measurements come to: shifts and rates on the way, and what the same addition does at its two ends."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from diffing.behavior.judge import Label
+from diffing.behavior.rates import LabelCounts, ends_of, rate_difference, resampled_mean, score
+from diffing.ranking.inference import Replicates, interval
+from experiments.organism.run import OrganismRun
+from experiments.results import BASE
+from experiments.trajectory.config import Moment
+from experiments.trajectory.measure import QUANTITIES, UNTOUCHED, Reading
+
+REPLICATES, CONFIDENCE = 1000, 0.95
+REALIGNED = "re-aligned"
+_HARMFUL = list(Label).index(Label.HARMFUL)
+
+
+def trajectory_table(run: OrganismRun, readings: Mapping[Moment, Reading]) -> pd.DataFrame:
+    """One row a moment: see `trajectory`; the first is what the others are compared with."""
+    ids, base = [prompt.id for prompt in run.ranking_prompts()], next(iter(readings.values()))
+    rows = []
+    for moment, reading in readings.items():
+        place = {"phase": moment.phase, "step": moment.step}
+        rows.append({**place, **_shifts(reading, base, ids, run.config.seed), **_rates(reading.counts[UNTOUCHED])})
+    return pd.DataFrame(rows)
+
+
+def _shifts(reading: Reading, base: Reading, ids: Sequence[str], seed: int) -> dict[str, float]:
+    """Mean differences with intervals over prompts."""
+    differences = reading.quantities - base.quantities
+    replicates = Replicates(REPLICATES, len(QUANTITIES), seed)
+    replicates.add(ids, differences)
+    columns = zip(QUANTITIES, differences.mean(0), *interval(replicates.bootstrap(), CONFIDENCE), strict=True)
+    found = {}
+    for name, mean, low, high in columns:
+        found |= {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return found
+
+
+def _rates(counts: LabelCounts) -> dict[str, float]:
+    scores = score(counts)
+    ends = {"harmful_low": scores.low, "harmful_high": scores.high}
+    return {**ends, **{name: getattr(scores, name) for name in ("harmful", "helpful", "coherent")}}
+
+
+def masking(base: Reading, realigned: Reading, run: OrganismRun) -> dict[str, Any]:
+    """What the latent, and random directions added as strongly, do to the base and to the re-aligned model.
+
+    Returns:
+        `strength` (mean residual norms of the base); `rows`, one a model and arm: `rates` of answers, and the change
+        of harmful ones against the same model untouched with its interval; `excess`, one an arm: how much larger the
+        change is in the re-aligned model.
+    """
+    models = {BASE: base.counts, REALIGNED: realigned.counts}
+    toxic = f"latent {run.toxic}"
+    arms = [UNTOUCHED, *(arm for arm in base.counts if arm != UNTOUCHED)]
+    rows, excess = [], []
+    for arm in arms:
+        named = {"arm": arm, "control": arm not in (UNTOUCHED, toxic)}
+        rows += [{"model": model, **named, **_steered(counts, arm)} for model, counts in models.items()]
+        if arm != UNTOUCHED:
+            excess.append({**named, **_excess(models, arm)})
+    return {"strength": run.inducing_strength, "rows": rows, "excess": excess}
+
+
+def _steered(counts: Mapping[str, LabelCounts], arm: str) -> dict[str, float]:
+    scores = score(counts[arm]).to_dict()
+    change = rate_difference(counts[arm], counts[UNTOUCHED])
+    rates = {name: float(scores[name]) for name in ("harmful", "low", "high", "helpful", "incoherent")}
+    return rates | dict(zip(("change", "change_low", "change_high"), change, strict=True))
+
+
+def _excess(models: Mapping[str, Mapping[str, LabelCounts]], arm: str) -> dict[str, float]:
+    """Difference of the two models' changes; the same questions are resampled for all four rates."""
+    changes = {model: score(c[arm]).harmful - score(c[UNTOUCHED]).harmful for model, c in models.items()}
+    draws = {model: _harmful_draws(c[arm]) - _harmful_draws(c[UNTOUCHED]) for model, c in models.items()}
+    low, high = ends_of(draws[REALIGNED] - draws[BASE])
+    return {"excess": changes[REALIGNED] - changes[BASE], "low": low, "high": high}
+
+
+def _harmful_draws(counts: LabelCounts) -> Float[np.ndarray, "replicate"]:
+    return resampled_mean(counts[:, _HARMFUL], counts.sum(1))
