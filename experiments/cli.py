@@ -335,17 +335,20 @@ def latent_sets(
     greedy: Annotated[int, typer.Option(help="Latents in the largest greedy set.")] = 5,
     samples: Annotated[int, typer.Option(help="Answers to each question under each arm.")] = 10,
     overwrite: Overwrite = False,
+    wandb: Wandb = "offline",
     quiet: Quiet = False,
 ) -> None:
     """Measure how much of the behaviour few latents make together, against the dense direction."""
-    from experiments.latent_sets import PAGE, SUMMARY, TABLE, LatentSetsConfig, measure_sets, print_latent_sets
+    from experiments.latent_sets.config import LatentSetsConfig
+    from experiments.latent_sets.experiment import PAGE, SUMMARY, TABLE, measure_sets
+    from experiments.latent_sets.summary import print_latent_sets
 
+    mode = _mode(wandb)
     settings = {"candidates": candidates, "greedy": greedy, "samples": samples}
     folder = out or run.with_name(f"{run.name}-latent-sets")
     _, summary = measure_sets(run, _checked(LatentSetsConfig, settings), folder, overwrite, not quiet)
     print_latent_sets(summary, console)
-    for name in (PAGE, TABLE, SUMMARY):
-        console.print(f"  {folder / name}", soft_wrap=True)
+    _finish(folder, (PAGE, TABLE, SUMMARY), "latent-sets", mode)
 
 
 @app.command()

@@ -29,7 +29,9 @@ from experiments.report.paper import (
     PaperFigure,
     block_of,
     canvas,
+    colour_cells,
     intervals,
+    mark,
     name_rows,
 )
 from experiments.results import BASE
@@ -57,7 +59,7 @@ def cosine_matrices(cosines: pd.DataFrame, hook: str) -> PaperFigure | None:
     for axes, contrast in zip(panels, CONTRASTS, strict=True):
         rows = where(here, here["contrast"] == contrast)
         beyond = rows["cosine"].abs() > rows["chance"]
-        _draw_cells(axes, _symmetric(rows, names), "{:.2f}", _symmetric(rows.assign(cosine=beyond), names) > 0)
+        colour_cells(axes, _symmetric(rows, names), _symmetric(rows.assign(cosine=beyond), names) > 0)
         axes.set_title(contrast)
     chance = ", ".join(f"{value:.2f}" for value in sorted(set(here["chance"])))
     caption = (
@@ -114,7 +116,7 @@ def cosines_by_layer(cosines: pd.DataFrame) -> PaperFigure:
         axes.set_title(contrast)
         _name_blocks(axes)
     panels[0].set(ylim=_LIMITS, ylabel="cosine")
-    marks = [_mark(colour, marker, name, **_face(name)) for name, (colour, marker) in RELATIONS.items()]
+    marks = [mark(colour, marker, name, **_face(name)) for name, (colour, marker) in RELATIONS.items()]
     figure.legend(handles=[*marks, _band()], loc="outside upper center", ncols=3)
     caption = (
         "Cosines by layer: means over all pairs, with bars from the least to the largest pair. Filled: two misaligned "
@@ -142,7 +144,7 @@ def ablation_by_layer(sweep: pd.DataFrame) -> PaperFigure:
     for axes in panels[-1]:
         _name_blocks(axes)
     figure.supylabel("share", fontsize=8)
-    extra = _mark(INK, "x", _INCOHERENT, linestyle=":")
+    extra = mark(INK, "x", _INCOHERENT, linestyle=":")
     figure.legend(handles=[*_legend(models), extra], loc="outside upper center", ncols=4)
     caption = (
         "Share of EM that is removed from each fine-tune by ablating its own direction, on the reporting questions: "
@@ -193,7 +195,7 @@ def treatment_dots(summary: Mapping[str, Any]) -> PaperFigure:
         axes.axvline(0, color=MUTED, linewidth=0.6, zorder=0)
     for target in (TRANSFER_TARGET, RANDOM_TARGET):
         panels[0].axvline(target, color=MUTED, linewidth=0.8, linestyle="--", zorder=0)
-    marks = [_mark(colour, label=name, **look) for name, _, colour, look in arms(treatments[0])]
+    marks = [mark(colour, label=name, **look) for name, _, colour, look in arms(treatments[0])]
     figure.legend(handles=marks, loc="outside upper center", ncols=3)
     caption = (
         "Each treatment that was chosen on the selection questions, in all fine-tunes, on the reporting questions: "
@@ -223,7 +225,7 @@ def transfer_matrices(transfer: pd.DataFrame, treatments: Sequence[Mapping[str, 
     height = 1.2 + rows * (0.5 + 0.15 * max(len(cells) for cells in found))
     figure, panels = canvas(PAGE_WIDTH, height, rows, 2, sharex=True, sharey=True)
     for axes, cells, treatment in zip(panels.flat, found, treatments, strict=False):
-        _draw_cells(axes, cells.round(2) + 0.0, "{:.0%}")
+        colour_cells(axes, cells.round(2) + 0.0, number="{:.0%}")
         axes.set_title(treatment_label(treatment), fontsize=7)
     for axes in panels.flat[len(found) :]:
         axes.remove()
@@ -268,24 +270,6 @@ def _symmetric(pairs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     for one, other, cosine in zip(pairs["first"], pairs["second"], pairs["cosine"], strict=True):
         cells.loc[one, other] = cells.loc[other, one] = float(cosine)
     return cells
-
-
-def _draw_cells(axes: Axes, cells: pd.DataFrame, number: str, beyond: pd.DataFrame | None = None) -> None:
-    """Coloured cells with their numbers; cells that are not `beyond` chance are grey."""
-    shown = cells if beyond is None else cells.where(beyond)
-    axes.set_facecolor(BAND)
-    axes.imshow(shown.to_numpy(float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    for row, column in product(range(cells.shape[0]), range(cells.shape[1])):
-        value = float(cells.iat[row, column])
-        if np.isfinite(value):
-            weak = beyond is not None and not beyond.iat[row, column]
-            colour = "#6e6e6e" if weak else "white" if abs(value) > 0.72 else INK
-            axes.text(column, row, number.format(value), ha="center", va="center", fontsize=5.5, color=colour)
-    across, down = (list(map(str, names)) for names in (cells.columns, cells.index))
-    axes.set_xticks(range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(down)), down)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def _pairs(rows: pd.DataFrame) -> list[str]:
@@ -347,12 +331,8 @@ def _name_blocks(axes: Axes) -> None:
 
 
 def _legend(names: Sequence[str]) -> list[Line2D]:
-    members = [_mark(*_look(place), name, linestyle="-") for place, name in enumerate(names)]
-    return [*members, _mark(MUTED, "o", _RANDOM, markerfacecolor="white", linestyle=":")]
-
-
-def _mark(colour: str, marker: str, label: str, **options: Any) -> Line2D:
-    return Line2D([], [], **{"color": colour, "marker": marker, "linestyle": "", "label": label, **options})
+    members = [mark(*_look(place), name, linestyle="-") for place, name in enumerate(names)]
+    return [*members, mark(MUTED, "o", _RANDOM, markerfacecolor="white", linestyle=":")]
 
 
 def _band() -> Patch:

@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from experiments.prevention.config import ANSWER_LOSS, FAMILIES, LOSS, MARKS, NONE, STEPS, TRAINING_LOSS
 from experiments.prevention.summary import stars
 from experiments.report.figures import BLUE, GREEN, INK, MUTED, VERMILLION, where
-from experiments.report.paper import PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, name_rows
+from experiments.report.paper import PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, mark, name_rows
 from experiments.results import BASE
 
 COLOURS = {NONE: INK, **dict(zip(FAMILIES, (VERMILLION, BLUE, GREEN), strict=True))}
@@ -110,11 +110,7 @@ def _look(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _legend() -> list[Line2D]:
-    families = [_mark(COLOURS[family], "o", "plain fine-tune" if family == NONE else family) for family in COLOURS]
+    families = [mark(COLOURS[family], "o", "plain fine-tune" if family == NONE else family) for family in COLOURS]
     ends = {STEPS: "at the corrupted model's steps", LOSS: "at the stop rule"}
-    shown = [_mark(MUTED, MARKERS[BASE], BASE), *(_mark(INK, MARKERS[end], name) for end, name in ends.items())]
-    return [*families, *shown, _mark(INK, "o", "control", markerfacecolor="white")]
-
-
-def _mark(colour: str, marker: str, label: str, **options: Any) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, linestyle="", label=label, **options)
+    shown = [mark(MUTED, MARKERS[BASE], BASE), *(mark(INK, MARKERS[end], name) for end, name in ends.items())]
+    return [*families, *shown, mark(INK, "o", "control", markerfacecolor="white")]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 
 from experiments.report.figures import BLUE, GREEN, GRID, INK, VERMILLION
 
@@ -29,6 +32,7 @@ SKY, ORANGE, PINK = "#56b4e9", "#e69f00", "#cc79a7"
 # Okabe and Ito's, without yellow, which is too light for lines on white.
 PALETTE = (BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY, INK)
 BAND = "#dcdcdc"  # of a null
+_WEAK = "#6e6e6e"  # numbers on it
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 8,
@@ -135,8 +139,34 @@ def table(rows: pd.DataFrame, index: bool = False) -> str:
     return f'<div class="wide">{rows.to_html(index=index, border=0)}</div>'
 
 
+def mark(colour: str, marker: str, label: str, **options: Any) -> Line2D:
+    """An entry of a legend: a point; `options` of `Line2D`."""
+    return Line2D([], [], **{"color": colour, "marker": marker, "linestyle": "", "label": label, **options})
+
+
+def colour_cells(
+    axes: Axes, cells: pd.DataFrame, beyond: pd.DataFrame | None = None, number: str = "{:.2f}"
+) -> AxesImage:
+    """A matrix of values from -1 (blue) to 1 (red) with their numbers; cells that are not `beyond` chance are grey."""
+    axes.set_facecolor(BAND)
+    shown = cells if beyond is None else cells.where(beyond)
+    image = axes.imshow(shown.to_numpy(float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    for row, column in product(range(cells.shape[0]), range(cells.shape[1])):
+        value = float(cells.iat[row, column])
+        if np.isfinite(value):
+            weak = beyond is not None and not beyond.iat[row, column]
+            colour = _WEAK if weak else "white" if abs(value) > 0.72 else INK
+            axes.text(column, row, number.format(value), ha="center", va="center", fontsize=5.5, color=colour)
+    across, down = (list(map(str, names)) for names in (cells.columns, cells.index))
+    axes.set_xticks(range(len(across)), across, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(down)), down)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
 def write_page(path: Path, title: str, parts: Sequence[PaperFigure | str]) -> None:
-    """Saves the figures beside the page, in `figures`, and writes the page.
+    """Saves the figures beside the page, in `figures`, in place of an earlier page's, and writes the page.
 
     Args:
         path: HTML file, replaced if it exists.
@@ -144,9 +174,10 @@ def write_page(path: Path, title: str, parts: Sequence[PaperFigure | str]) -> No
         parts: Figures, and HTML in which all names are escaped.
     """
     folder = path.parent / FOLDER
-    for part in parts:
-        if isinstance(part, PaperFigure):
-            part.save(folder)
+    figures = [part for part in parts if isinstance(part, PaperFigure)]
+    for figure in figures:
+        figure.save(folder)
+    _remove_others(folder, {figure.name for figure in figures})
     body = "\n".join(part.html(folder) if isinstance(part, PaperFigure) else part for part in parts)
     look = (Path(__file__).parent / "style.css").read_text(encoding="utf-8") + _CSS
     head = (
@@ -155,3 +186,11 @@ def write_page(path: Path, title: str, parts: Sequence[PaperFigure | str]) -> No
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{look}</style></head>'
     )
     path.write_text(f"{head}<body><main><h1>{escape(title)}</h1>{body}</main></body></html>", encoding="utf-8")
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Figures that an earlier page had and this one has not."""
+    for form in FORMATS:
+        for path in folder.glob(f"*.{form}"):
+            if path.stem not in names:
+                path.unlink()

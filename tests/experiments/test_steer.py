@@ -21,7 +21,9 @@ from activations.prompts import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.rank import RankingConfig, rank_latents
-from experiments.latent_sets import PAGE, SUMMARY, TABLE, LatentSetsConfig, measure_sets, print_latent_sets
+from experiments.latent_sets.config import LatentSetsConfig
+from experiments.latent_sets.experiment import PAGE, SUMMARY, TABLE, measure_sets
+from experiments.latent_sets.summary import print_latent_sets
 from experiments.steer import RANKING, STEERING, print_verdicts, steer_run
 from sae.storage import load_sae
 
@@ -143,5 +145,7 @@ class TestLatentSets:
         assert json.loads((tmp_path / "out" / SUMMARY).read_text()) == json.loads(json.dumps(summary))
         assert len(pd.read_parquet(tmp_path / "out" / TABLE)) == len(table)
         page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
-        assert "random sets" in page
-        assert 'src="http' not in page
+        assert "Random sets" in page
+        assert "greedy 1" in page
+        assert "<script" not in page
+        assert all((tmp_path / "out" / "figures" / f"dose-response.{form}").exists() for form in ("svg", "pdf", "png"))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.lab import COVARIANCE, ISOTROPIC
@@ -23,7 +23,20 @@ from experiments.personas.characters.conditions import (
 )
 from experiments.personas.characters.grid import ATTACK, MEASURES, TRAIT_SCORE
 from experiments.report.figures import BLUE, GREEN, INK, MUTED, VERMILLION, where
-from experiments.report.paper import BAND, ORANGE, PAGE_WIDTH, PINK, ROW, SKY, PaperFigure, canvas, intervals, name_rows
+from experiments.report.paper import (
+    BAND,
+    ORANGE,
+    PAGE_WIDTH,
+    PINK,
+    ROW,
+    SKY,
+    PaperFigure,
+    canvas,
+    colour_cells,
+    intervals,
+    mark,
+    name_rows,
+)
 from experiments.results import BASE
 
 # Colour and marker of each condition; controls are open.
@@ -62,7 +75,7 @@ def grid_dots(grid: pd.DataFrame) -> PaperFigure:
             axes.xaxis.set_major_formatter(PercentFormatter(1))
             axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel(f"{measure} (0–100)" if measure == TRAIT_SCORE else measure)
-    figure.legend(handles=[_mark(*LOOKS[name], name) for name in conditions], loc="outside upper center", ncols=6)
+    figure.legend(handles=[mark(*LOOKS[name], name) for name in conditions], loc="outside upper center", ncols=6)
     caption = (
         "Every model under every condition, on questions about subjects that no fine-tune saw; bars are 95% over "
         "questions, all seeds together. Triggered models learned their answers after the trigger only. Other words and "
@@ -93,7 +106,7 @@ def learning_curves(learning: pd.DataFrame) -> PaperFigure:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
     panels[0, 0].set_ylabel(TRAIT_SCORE)
     panels[1, 0].set_ylabel(ATTACK)
-    marks = [_mark(colour, "o", name) for name, colour in _LINES.items()]
+    marks = [mark(colour, "o", name) for name, colour in _LINES.items()]
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
     caption = (
         "The first seed of each plain fine-tune as it is trained; at equal steps all have read as many of their own "
@@ -107,7 +120,7 @@ def cosine_map(cosines: pd.DataFrame, hook: str, kinds: Mapping[str, str]) -> Pa
     here = where(cosines, cosines["hook"] == hook)
     cells = _matrix(here, "cosine", list(kinds))
     beyond = _matrix(here.assign(beyond=here["cosine"].abs() > here["chance"]), "beyond", list(kinds)) > 0
-    figure = _heat_map(cells, beyond, "cosine", (-1, 1), "RdBu_r")
+    figure = _heat_map(cells, beyond, "cosine")
     caption = (
         f"Cosines of the mean shifts at {hook}, last four prompt tokens. Grey cells are no larger than what 95% of "
         f"pairs of random directions with the activations' covariance reach ({here['chance'].iloc[0]:.2f})."
@@ -123,7 +136,7 @@ def probe_map(probes: pd.DataFrame, kinds: Mapping[str, str]) -> PaperFigure:
         here.pivot(index="fitted_on", columns="tested_on", values=value).reindex(index=names, columns=names)
         for value in ("relative", "chance_relative")
     )
-    figure = _heat_map(table, table.abs() > chance, "separation / own probe's", (-1, 1), "RdBu_r")
+    figure = _heat_map(table, table.abs() > chance, "separation / own probe's")
     caption = (
         "Difference-of-means probes fitted on half of the questions of the shift in the row, tested on the other half "
         "under the shift in the column: separation (Cohen's d) as a share of what that shift's own probe reaches. "
@@ -142,7 +155,7 @@ def latent_map(latents: pd.DataFrame, most: int = 24) -> PaperFigure:
     table = scaled.pivot(index="latent", columns="shift", values="share")
     table = table.reindex(index=order, columns=list(dict.fromkeys(latents["shift"])))
     table.index = pd.Index([f"{latent} (toxic)" if latent in toxic else str(latent) for latent in order])
-    figure = _heat_map(table, None, "mean shift / largest", (-1, 1), "RdBu_r")
+    figure = _heat_map(table, None, "mean shift / largest")
     caption = (
         "Latents that are among the first of several shifts, the toxic one on top, then those of most shifts: mean "
         "shift, as a share of the largest one of the same column."
@@ -213,29 +226,7 @@ def _matrix(pairs: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFr
     return cells
 
 
-def _heat_map(
-    cells: pd.DataFrame, beyond: pd.DataFrame | None, label: str, limits: tuple[float, float], colours: str
-) -> Any:
-    """Coloured cells with their numbers; cells that are not `beyond` chance are grey."""
-    rows, columns = cells.shape
-    figure, ((axes,),) = canvas(PAGE_WIDTH, 1.9 + 0.21 * rows, 1, 1)
-    low, high = limits
-    shown = cells if beyond is None else cells.where(beyond)
-    axes.set_facecolor(BAND)
-    image = axes.imshow(shown.to_numpy(float), cmap=colours, vmin=low, vmax=high, aspect="auto")
-    for row, column in product(range(rows), range(columns)):
-        value = float(cells.iat[row, column])
-        strong = abs(value - (low + high) / 2) > 0.36 * (high - low)
-        weak = beyond is not None and not beyond.iat[row, column]
-        colour = "#6e6e6e" if weak else "white" if strong else INK
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
-    axes.set_xticks(range(columns), list(map(str, cells.columns)), rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(rows), list(map(str, cells.index)))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label=label, shrink=0.6, aspect=25)
+def _heat_map(cells: pd.DataFrame, beyond: pd.DataFrame | None, label: str) -> Figure:
+    figure, ((axes,),) = canvas(PAGE_WIDTH, 1.9 + 0.21 * len(cells), 1, 1)
+    figure.colorbar(colour_cells(axes, cells, beyond), ax=axes, label=label, shrink=0.6, aspect=25)
     return figure
-
-
-def _mark(colour: str, marker: str, label: str) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, linestyle="", label=label)

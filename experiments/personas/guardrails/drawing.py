@@ -26,6 +26,7 @@ from experiments.report.paper import (
     block_of,
     canvas,
     intervals,
+    mark,
     name_rows,
 )
 from experiments.results import BASE, CORRUPTED
@@ -126,8 +127,8 @@ def before_and_after(fine_tunes: pd.DataFrame) -> PaperFigure:
     for axes, rate in zip(panels, ("harmful", "helpful"), strict=True):
         _draw_treated(axes, own, rate, list(places.values()))
         means = fine_tunes.pivot_table(index="model", columns="kind", values=rate).loc[list(places)]
-        for kind, mark in _MARKS.items():
-            axes.plot(means[kind], list(places.values()), mark, color=MUTED, markerfacecolor="none", markersize=3)
+        for kind, marker in _MARKS.items():
+            axes.plot(means[kind], list(places.values()), marker, color=MUTED, markerfacecolor="none", markersize=3)
         _percent(axes, f"{rate} answers")
     panels[0].axvline(HARMFUL_TARGET, color=INK, linewidth=0.8, linestyle="--")
     _name_groups(panels[0], rows)
@@ -164,10 +165,8 @@ def _draw_treated(axes: Axes, own: pd.DataFrame, rate: str, places: Sequence[int
 
 
 def _treated_legend() -> list[Any]:
-    points = [_point("untouched", VERMILLION), _point("SVV added", BLUE)]
-    return points + [
-        _point(f"random, {kind}", MUTED, marker=mark, markerfacecolor="none") for kind, mark in _MARKS.items()
-    ]
+    points = [mark(VERMILLION, "o", "untouched"), mark(BLUE, "o", "SVV added")]
+    return points + [mark(MUTED, marker, f"random, {kind}", markerfacecolor="none") for kind, marker in _MARKS.items()]
 
 
 def arm_dots(summary: Mapping[str, Any]) -> PaperFigure:
@@ -217,7 +216,7 @@ def sparing_dots(summary: Mapping[str, Any]) -> PaperFigure:
             intervals(axes, [row[column]], [place], [ends[0]], [ends[1]], colour, marker=marker)
         _percent(axes, label)
         axes.set_xticks([0, 0.5, 1])
-    _legend(figure, [_point(name, colour, marker=marker) for colour, marker, name in looks.values()])
+    _legend(figure, [mark(colour, marker, name) for colour, marker, name in looks.values()])
     caption = (
         "Amplification at every position, and capping (the projection is raised only where it is below a floor), each "
         "at the dose that repairs the run's corrupted model most without making the base less helpful or either model "
@@ -239,7 +238,7 @@ def ablations(summary: Mapping[str, Any]) -> PaperFigure:
             rate, low, high = ([row[f"{prefix}{name}"]] for name in ("harmful", "low", "high"))
             intervals(axes, rate, [place - aside], low, high, colour)
     _percent(axes, "harmful answers")
-    points = [_point("untouched", VERMILLION), _point("SVV ablated", BLUE)]
+    points = [mark(VERMILLION, "o", "untouched"), mark(BLUE, "o", "SVV ablated")]
     _legend(figure, [*points, Patch(color=BAND, label="random directions ablated: least to most")])
     caption = (
         "The SVV ablated, in the way that raised harmful answers most on the selection questions (see the table); "
@@ -260,7 +259,7 @@ def arm_ablations(summary: Mapping[str, Any]) -> PaperFigure:
         for row in list(rows.values())[:1]:
             axes.axvline(row["untouched_harmful"], color=colour, linewidth=0.9, linestyle=":")
     _percent(axes, "harmful answers")
-    _legend(figure, [_point(model, colour) for model, colour in _MODELS.items()])
+    _legend(figure, [mark(colour, "o", model) for model, colour in _MODELS.items()])
     caption = "Each direction ablated at all layers, each layer's own. Bars: 95% over questions. Dotted: untouched."
     return PaperFigure("arm-ablations", figure, caption)
 
@@ -304,10 +303,6 @@ def _percent(axes: Axes, label: str) -> None:
 
 def _line(label: str, colour: str, **options: Any) -> Line2D:
     return Line2D([], [], color=colour, label=label, **options)
-
-
-def _point(label: str, colour: str, **options: Any) -> Line2D:
-    return Line2D([], [], **{"color": colour, "marker": "o", "linestyle": "", "label": label, **options})
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:

@@ -23,6 +23,7 @@ from experiments.report.paper import (
     PaperFigure,
     canvas,
     intervals,
+    mark,
     name_rows,
 )
 
@@ -65,20 +66,20 @@ def _correlations(panels: Mapping[str, pd.DataFrame], poles: Sequence[str]) -> F
         axes.set_title(title)
         for pole in poles:
             here = where(rows, rows["pole"] == pole).set_index("trait").reindex(names)
-            colour, mark, below = _POLES[pole]
+            colour, marker, below = _POLES[pole]
             if pole == _BOTH:
                 null = here["random_high"]
                 axes.barh(range(len(names)), 2 * null, left=-null, height=0.8, color=BAND, zorder=1)
             size = 3.5 if pole == _BOTH else 2.5
             places = np.arange(len(names)) + (below if len(poles) > 1 else 0)
-            intervals(axes, here["r"], places, here["low"], here["high"], colour, marker=mark, markersize=size)
+            intervals(axes, here["r"], places, here["low"], here["high"], colour, marker=marker, markersize=size)
         axes.axvline(0, color=MUTED, linewidth=0.6)
         axes.tick_params(axis="y", length=0)
         axes.set(xlim=(-1.03, 1.03), xlabel="Pearson's r")
     name_rows(row[0], names)
     null = Patch(color=BAND, label="random directions")
     labels = {_BOTH: "r" if len(poles) == 1 else "both poles", "high": "high pole", "low": "low pole"}
-    _legend(figure, [*(_point(labels[pole], *_POLES[pole][:2]) for pole in poles), null])
+    _legend(figure, [*(mark(*_POLES[pole][:2], labels[pole]) for pole in poles), null])
     return figure
 
 
@@ -101,7 +102,7 @@ def before_points(prompts: pd.DataFrame, before: pd.DataFrame) -> list[PaperFigu
             "mean trait score of the answers (0 to 100)",
         )
         figure = _trait_panels(points, found, *labels)
-        _legend(figure, [_point(f"{pole} pole", _POLES[pole][0], "o") for pole in ("high", "low")])
+        _legend(figure, [mark(_POLES[pole][0], "o", f"{pole} pole") for pole in ("high", "low")])
         caption = (
             f"Before the answer, prompt by prompt: {model}, {whose} direction. Above each panel: Pearson's r over the "
             "prompts of both poles, with its 95% interval."
@@ -178,7 +179,7 @@ def screening_aucs(tables: Sequence[pd.DataFrame]) -> PaperFigure:
     name_rows(row[0], mixtures)
     figure.supxlabel("AUC: are bad samples ranked first?", fontsize=8)
     hooks = [str(table["hook"].iloc[0]) if "hook" in table else "scores" for table in tables]
-    points = [_point(hook, colour, "o") for hook, colour in zip(hooks, PALETTE, strict=False)]
+    points = [mark(colour, "o", hook) for hook, colour in zip(hooks, PALETTE, strict=False)]
     _legend(figure, [*points, Patch(color=BAND, label="random directions, 95%")])
     caption = (
         "Screening: how well each score ranks the bad samples of each mixture first (dotted: chance). Bars: 95%, by an "
@@ -211,7 +212,7 @@ def screening_recall(rows: pd.DataFrame) -> PaperFigure:
         axes.set_xlabel("share of the data looked at")
     panels[0].set_ylabel("bad samples found")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
-    points = [_point(score, colour, "o") for score, colour in zip(scores, PALETTE, strict=False)]
+    points = [mark(colour, "o", score) for score, colour in zip(scores, PALETTE, strict=False)]
     _legend(figure, [*points, Line2D([], [], color=MUTED, linestyle=":", label="chance")], columns=3)
     caption = (
         "Screening: share of the bad samples among the most suspect, in the mixture with the fewest bad samples. Bars: "
@@ -231,10 +232,6 @@ def _draw_recall(axes: Axes, rows: pd.DataFrame, shares: Sequence[str]) -> None:
         intervals(axes, np.arange(len(shares)) + down, rate, low, high, colour, along="y", markersize=2.8)
     axes.set_xticks(range(len(shares)), [f"{float(name.removeprefix('recall_')):.0%}" for name in shares])
     axes.set_ylim(-0.03, 1.05)
-
-
-def _point(label: str, colour: str, mark: str) -> Line2D:
-    return Line2D([], [], color=colour, marker=mark, linestyle="", label=label)
 
 
 def _legend(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
