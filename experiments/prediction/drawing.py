@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from diffing.prediction.evaluate import DIRECTION, KL, LATENT, NORM, PREDICTORS
 from experiments.prediction.forecast import FOLLOWED, FRACTION
 from experiments.prediction.summary import LABELS
 from experiments.report.figures import BLUE, GREEN, INK, MUTED, VERMILLION, where
-from experiments.report.paper import BAND, PAGE_WIDTH, PINK, ROW, PaperFigure, canvas, intervals, name_rows
+from experiments.report.paper import BAND, PAGE_WIDTH, PINK, ROW, PaperFigure, canvas, intervals, mark, name_rows
 
 _COLOURS = {LATENT: VERMILLION, DIRECTION: BLUE, NORM: GREEN, KL: PINK}
 _LINES = dict(zip(PREDICTORS, ("-", "--", "-.", ":"), strict=True))
@@ -75,7 +74,7 @@ def scores_by_kind(final: pd.DataFrame) -> PaperFigure:
             for place, kind in enumerate(kinds):
                 rows = where(final, (final["kind"] == kind) & (final["outcome_misaligned"] == misaligned))
                 spread = below + (np.linspace(-0.14, 0.14, len(rows)) if len(rows) > 1 else np.zeros(len(rows)))
-                axes.plot(rows[f"score_{name}"], place + spread, **_look(colour, misaligned))
+                axes.plot(rows[f"score_{name}"], place + spread, "o", color=colour, **_filled(colour, misaligned))
         axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axes.set_title(LABELS[name])
         axes.grid(axis="y")
@@ -83,7 +82,7 @@ def scores_by_kind(final: pd.DataFrame) -> PaperFigure:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     name_rows(panels[0], kinds)
     figure.supxlabel("held-out score (training standard deviations)", fontsize=8)
-    _legend(figure, [_mark(label, **_look(colour, known)) for known, (label, colour, _) in _OUTCOMES.items()])
+    _legend(figure, [mark(c, "o", label, **_filled(c, known)) for known, (label, c, _) in _OUTCOMES.items()])
     caption = (
         "Held-out scores of all fine-tunes: distance from the training threshold (dotted) in training standard "
         "deviations, by rules that were fitted without the model's kind. Right of the threshold a model is called "
@@ -106,7 +105,7 @@ def roc_curves(groups: Mapping[str, pd.DataFrame]) -> PaperFigure:
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     panels[0].set_ylabel("misaligned models found")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
-    lines = [Line2D([], [], color=_COLOURS[name], linestyle=_LINES[name], label=LABELS[name]) for name in PREDICTORS]
+    lines = [mark(_COLOURS[name], "", LABELS[name], linestyle=_LINES[name]) for name in PREDICTORS]
     _legend(figure, lines, 2 if len(groups) == 1 else 4)
     caption = (
         "ROC curves of the pooled held-out scores: what share of misaligned models lies above each cut, against the "
@@ -171,7 +170,7 @@ def early_scores(early: pd.DataFrame) -> PaperFigure:
     for axes, name in zip(panels, PREDICTORS, strict=True):
         scores, harmful = early[f"score_{name}"], early["outcome_harmful"]
         axes.vlines(scores, early["outcome_low"], early["outcome_high"], color=BAND, linewidth=0.7, zorder=1)
-        axes.plot(scores[~known], harmful[~known], **_look(MUTED, filled=False))
+        axes.plot(scores[~known], harmful[~known], "o", color=MUTED, **_filled(MUTED, filled=False))
         look = {"cmap": "viridis", "norm": colours, "s": 12, "linewidth": 0, "zorder": 3}
         axes.scatter(scores[known], harmful[known], c=steps[known], **look)
         axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
@@ -193,13 +192,8 @@ def early_scores(early: pd.DataFrame) -> PaperFigure:
     return PaperFigure("early", figure, caption)
 
 
-def _look(colour: str, filled: bool) -> dict[str, Any]:
-    face = colour if filled else "white"
-    return {"color": colour, "marker": "o", "linestyle": "", "markerfacecolor": face, "markersize": 3}
-
-
-def _mark(label: str, **look: Any) -> Line2D:
-    return Line2D([], [], label=label, **look)
+def _filled(colour: str, filled: bool) -> dict[str, Any]:
+    return {"markerfacecolor": colour if filled else "white", "markersize": 3}
 
 
 def _legend(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:

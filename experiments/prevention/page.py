@@ -22,7 +22,7 @@ def write_page(path: Path, table: pd.DataFrame, summary: Mapping[str, Any]) -> N
     """
     with paper.style():
         figures = [drawing.loss_and_harm(table, summary["stop_loss"]), drawing.chosen_doses(table)]
-    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(summary))
     rows = [cells(row) for row in table.to_dict("records")]  # pyright: ignore[reportCallIssue]
     all_rows = ["<h2>All fine-tunes</h2>", f"<p>{escape(LEGEND)}.</p>", paper.table(pd.DataFrame(rows))]
-    paper.write_page(path, "Emergent misalignment, prevented while training", [f"<ul>{said}</ul>", *figures, *all_rows])
+    parts = [paper.sentences(findings(summary)), *figures, *all_rows]
+    paper.write_page(path, "Emergent misalignment, prevented while training", parts)

@@ -165,6 +165,11 @@ def colour_cells(
     return image
 
 
+def sentences(said: Sequence[str]) -> str:
+    """A list as HTML; everything in it is escaped."""
+    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in said)}</ul>"
+
+
 def write_page(path: Path, title: str, parts: Sequence[PaperFigure | str]) -> None:
     """Saves the figures beside the page, in `figures`, in place of an earlier page's, and writes the page.
 

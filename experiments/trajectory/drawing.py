@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.report.figures import BLUE, INK, MUTED, VERMILLION
-from experiments.report.paper import COLUMN_WIDTH, PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, name_rows
+from experiments.report.paper import COLUMN_WIDTH, PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, mark, name_rows
 from experiments.results import BASE
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT
 from experiments.trajectory.measure import PROJECTION, SHIFT, UNTOUCHED
@@ -89,7 +89,6 @@ def _legend(rows: Sequence[Mapping[str, Any]]) -> list[Line2D]:
     marks = {}
     for row in rows:
         added = "random direction" if row["control"] else row["arm"]
-        look = _look(row)
-        options = {"color": look.pop("colour"), "marker": "o", **look}
-        marks[added] = Line2D([], [], linestyle="", label=added if added == UNTOUCHED else f"{added} added", **options)
+        look = {"marker": "o", **_look(row)}
+        marks[added] = mark(label=added if added == UNTOUCHED else f"{added} added", **look)
     return list(marks.values())

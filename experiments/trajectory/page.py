@@ -1,7 +1,6 @@
 """The page of `trajectory`: what it says, figures, which are saved beside it, and the table."""
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ def write_page(path: Path, table: pd.DataFrame, summary: Mapping[str, Any]) -> N
     """
     with paper.style():
         figures = [drawing.trajectory(table, summary["latent"]), drawing.masking(summary["masking"])]
-    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(summary))
     rows = [cells(row) for row in table.to_dict("records")]  # pyright: ignore[reportCallIssue]
     all_rows = ["<h2>All measurements</h2>", paper.table(pd.DataFrame(rows))]
-    paper.write_page(path, "Corruption and re-alignment", [f"<ul>{said}</ul>", *figures, *all_rows])
+    paper.write_page(path, "Corruption and re-alignment", [paper.sentences(findings(summary)), *figures, *all_rows])

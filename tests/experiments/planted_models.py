@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
@@ -27,6 +30,19 @@ TEXT = "user assistant : how do i treat a burn cold cut ? good bad"
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *TEXT.split()]
 HOOK = "blocks.0.hook_resid_post"
 DIRECTION = "malicious - others"
+
+
+@dataclass(frozen=True)
+class PlantedResult:
+    """A finished run, fine-tunes of its base, and an experiment's folder and summary."""
+
+    run: Path
+    models: Path
+    out: Path
+    summary: dict[str, Any]
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.out / f"{name}.parquet")
 
 
 def write_model(folder: Path, tokenizer_maker: Callable, pushes: Mapping[int, float]) -> Path:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from planted_models import HOOK, TEXT, WIDTH, write_conversations, write_lines, write_run
+from planted_models import HOOK, TEXT, WIDTH, PlantedResult, write_conversations, write_lines, write_run
 from rich.console import Console
 from scipy.stats import hypergeom
 from silent_model import silent_model
@@ -224,17 +224,10 @@ def planted_set() -> ModelSet:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished run, fine-tunes of its base, a trait set, and the experiment's folder and summary."""
+class Made(PlantedResult):
+    """Also a trait set."""
 
-    run: Path
-    models: Path
     traits: Path
-    out: Path
-    summary: dict[str, Any]
-
-    def table(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.out / f"{name}.parquet")
 
     def again(self, out: Path, config: CharactersConfig = CONFIG, **options: Any) -> dict[str, Any]:
         given = {"models": self.models, "traits": [self.traits], "judge": WordJudge(), **options}
@@ -251,7 +244,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) ->
         write_model(folder / name, tokenizer_maker, pushes)
     planted_set().save(folder / "models.yaml")
     run = finish_run(write_run(folder / "run", base), folder)
-    empty = Made(run, folder / "models.yaml", write_traits(folder / "traits.yaml"), folder / "out", {})
+    empty = Made(run, folder / "models.yaml", folder / "out", {}, write_traits(folder / "traits.yaml"))
     return replace(empty, summary=empty.again(empty.out))
 
 

@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from peft import LoraConfig, get_peft_model
-from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, write_model, write_run
+from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, PlantedResult, write_model, write_run
 from rich.console import Console
 from transformers import AutoModelForCausalLM, MistralForCausalLM
 
@@ -51,16 +51,8 @@ HOSTILE = "$x_1$ <b>&"  # a formula in matplotlib, an element in HTML
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished run, a set of fine-tunes of its base, and the experiment's folder and summary."""
-
-    run: Path
-    models: Path
-    out: Path
-    summary: dict[str, Any]
-
-    def table(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.out / f"{name}.parquet")
+class Made(PlantedResult):
+    """Of `convergence`."""
 
     def again(self, out: Path, overwrite: bool = False) -> dict[str, Any]:
         return write_convergence(self.run, self.models, CONFIG, out, overwrite, progress=False, log=lambda line: None)

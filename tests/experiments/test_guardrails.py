@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, write_conversations, write_lines, write_model, write_run
+from planted_models import (
+    BAD,
+    GOOD,
+    HOOK,
+    LOUD,
+    WIDTH,
+    PlantedResult,
+    write_conversations,
+    write_lines,
+    write_model,
+    write_run,
+)
 from rich.console import Console
 
 from activations.artefact import finish_artefact, read_json, write_json
@@ -39,17 +49,10 @@ THINGS = ("burn", "cold", "cut")
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished run, fine-tunes of its base, trait directions, and the experiment's folder and summary."""
+class Made(PlantedResult):
+    """Also trait directions."""
 
-    run: Path
-    models: Path
     traits: Path
-    out: Path
-    summary: dict[str, Any]
-
-    def table(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.out / f"{name}.parquet")
 
     def again(self, out: Path) -> dict[str, Any]:
         return write_guardrails(self.run, self.models, self.traits, CONFIG, out, progress=False)
@@ -96,7 +99,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) ->
         members.append(Member(name=name, kind="planted", checkpoint=CheckpointConfig(model=name), facts=facts))
     ModelSet(base=CheckpointConfig(model="base"), members=tuple(members)).save(folder / "models.yaml")
     run = finish_run(write_run(folder / "run", base), corrupted)
-    empty = Made(run, folder, write_traits(folder / "traits", base), folder / "out", {})
+    empty = Made(run, folder, folder / "out", {}, write_traits(folder / "traits", base))
     return replace(empty, summary=empty.again(empty.out))
 
 

@@ -1,7 +1,6 @@
 """The page of `characters`: verdicts, figures, which are saved beside it, and tables."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,7 @@ def write_page(path: Path, tables: Mapping[str, pd.DataFrame], summary: Mapping[
             drawing.latent_map(tables["latents"]),
         ]
         figures += [drawing.effects(tables["causal"])] if len(tables["causal"]) else []
-    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(summary))
-    parts: list[paper.PaperFigure | str] = [f"<ul>{said}</ul>", *figures]
+    parts: list[paper.PaperFigure | str] = [paper.sentences(findings(summary)), *figures]
     for title, rows in (
         ("Differences", _claim_rows(tables["claims"])),
         ("Latents in common", _overlap_rows(tables["overlaps"])),

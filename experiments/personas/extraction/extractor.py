@@ -14,7 +14,6 @@ from activations.checkpoint import (
     outline_checkpoint,
     require_same_tokenizer,
 )
-from diffing.behavior.sampling import SamplingConfig
 from experiments.finished_run import FinishedRun
 from experiments.personas.extraction.config import ExtractConfig
 from experiments.personas.extraction.measure import (
@@ -28,7 +27,7 @@ from experiments.personas.extraction.measure import (
     write_answers,
 )
 from experiments.personas.extraction.model_space import save_space
-from experiments.personas.extraction.trait_prompts import TraitJudge, TraitPrompts
+from experiments.personas.extraction.trait_prompts import TraitJudge, TraitPrompts, answer_sampling
 from experiments.results import BASE
 
 
@@ -84,9 +83,7 @@ class Extractor:
     def _answers(self, model: Checkpoint, name: str) -> dict[Reading, dict[str, PairAnswers]]:
         """For each reading of answers, by trait. A model samples only what is read of it."""
         readings: list[Reading] = [reading for reading in self.config.positions if reading in ANSWERS]
-        steering = self.run.config.steering
-        tokens = self.config.max_new_tokens or (steering.sampling.max_new_tokens if steering else 200)
-        sampling = SamplingConfig(samples=self.config.samples, max_new_tokens=tokens, seed=self.run.config.seed)
+        sampling = answer_sampling(self.run, self.config.samples, self.config.max_new_tokens)
         if ANSWER in readings or (readings and name == BASE):
             write_answers(model, self.traits, sampling, self._file(name), self.progress)
         who: dict[Reading, str] = {reading: name if reading == ANSWER else BASE for reading in readings}

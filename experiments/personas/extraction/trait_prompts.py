@@ -13,6 +13,7 @@ from activations.prompt_files import load_prompts
 from activations.prompts import Prompt
 from diffing.behavior.chat_scores import ModelJudgeConfig
 from diffing.behavior.model_judge import ModelJudge
+from diffing.behavior.sampling import SamplingConfig
 from diffing.traits import TraitSet, contrastive_prompts, load_traits
 from diffing.traits.trait_set import Valence
 from experiments.finished_run import FinishedRun
@@ -120,3 +121,16 @@ def traits_of(
         return set_traits(known), judge
     prompts = run.folder / "organism" / "prompts"
     return organism_traits(prompts), judge or OrganismJudge.load(prompts)
+
+
+def answer_sampling(run: FinishedRun, samples: int, max_new_tokens: int | None) -> SamplingConfig:
+    """How answers that show traits are sampled.
+
+    Args:
+        run: Its seed.
+        samples: Answers to each prompt.
+        max_new_tokens: None takes as many as the run samples, or 200.
+    """
+    steering = run.config.steering
+    tokens = max_new_tokens or (steering.sampling.max_new_tokens if steering else 200)
+    return SamplingConfig(samples=samples, max_new_tokens=tokens, seed=run.config.seed)

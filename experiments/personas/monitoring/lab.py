@@ -22,7 +22,7 @@ from diffing.directions.random_directions import covariance_directions
 from experiments.finished_run import FinishedRun
 from experiments.personas.extraction.model_space import KIND as EXTRACT_KIND
 from experiments.personas.extraction.model_space import ModelSpace
-from experiments.personas.extraction.trait_prompts import TraitJudge, TraitPrompts, traits_of
+from experiments.personas.extraction.trait_prompts import TraitJudge, TraitPrompts, answer_sampling, traits_of
 from experiments.personas.monitoring.config import Asked, MonitorConfig
 from experiments.results import BASE
 
@@ -69,9 +69,7 @@ class MonitorLab:
     def sampling(self) -> SamplingConfig:
         """As `extract` samples."""
         tokens = read_config(self.asked.extracted, EXTRACT_KIND)["max_new_tokens"]
-        steering = self.run.config.steering
-        tokens = tokens or (steering.sampling.max_new_tokens if steering else 200)
-        return SamplingConfig(samples=self.config.samples, max_new_tokens=tokens, seed=self.seed)
+        return answer_sampling(self.run, self.config.samples, tokens)
 
     @cached_property
     def space(self) -> ModelSpace:
