@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from activations.errors import UserError
+from experiments.frame.command import checked, make_command, say_plainly
+from experiments.frame.discover import experiments
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -27,8 +29,6 @@ app = typer.Typer(
 )
 store = typer.Typer(help="Stores of activations: what they hold, whether they are sound, joining them.")
 app.add_typer(store, name="store", no_args_is_help=True)
-personas = typer.Typer(help="The personality space: directions of traits in several models, and how they lie together.")
-app.add_typer(personas, name="personas", no_args_is_help=True)
 console = Console(highlight=False)
 PACKAGES = ("sae-model-diffing", "torch", "transformers", "transformer-lens", "sae-lens", "peft", "h5py", "wandb")
 
@@ -38,23 +38,20 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Redo what the outp
 Device = Annotated[str | None, typer.Option(help="Torch device, such as cpu, cuda or cuda:1 (default: the config's).")]
 Wandb = Annotated[str, typer.Option(help="W&B mode: offline, online or disabled.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-Traits = Annotated[
-    list[str], typer.Option(help="Trait set, file or folder (default: the organism's traits, else all sets).")
-]
-JudgeUrl = Annotated[
-    str | None,
-    typer.Option(help="A language model judges: an OpenAI-compatible API, such as http://localhost:8000/v1."),
-]
-JudgeModel = Annotated[str | None, typer.Option(help="Name under which that server knows the judge.")]
-JudgeSamples = Annotated[
-    int | None,
-    typer.Option(help="Judge's answers that a score is the mean of (default: the first token's log-probabilities)."),
-]
+
+
+def add_experiments() -> None:
+    """Every experiment becomes a command."""
+    for experiment in experiments().values():
+        app.command(experiment.name, rich_help_panel="Follow-up experiments of a finished run")(
+            make_command(experiment, console)
+        )
 
 
 def main() -> None:
     """Entry point: bad input becomes one sentence on stderr and exit code 2."""
     try:
+        add_experiments()
         app()
     except UserError as error:
         print(f"sae-diff: {error}", file=sys.stderr)
@@ -113,7 +110,7 @@ def run(
     """Run a config: two checkpoints in, ranked (and, with a judge, proven) latents out."""
     overrides = {"seed": seed, "device": device, "dtype": dtype, "base.model": base, "corrupted.model": corrupted}
     if dry_run:
-        from experiments.plan import print_plan
+        from experiments.run.plan import print_plan
 
         print_plan(_config(config, overrides), console)
         return
@@ -166,16 +163,16 @@ def harvest(
     """Write activations of one or two checkpoints on the same tokens to HDF5 stores (also under torchrun)."""
     from activations.checkpoint import CheckpointConfig
     from activations.harvest import HarvestConfig, batch_tokens_for
-    from experiments.harvest import harvest_models, rank_device
+    from experiments.commands.harvest import harvest_models, rank_device
 
     common = {"device": device, "dtype": dtype}
-    models = {"base": _checked(CheckpointConfig, {"model": base, **common})}
+    models = {"base": checked(CheckpointConfig, {"model": base, **common})}
     if corrupted is not None or adapter is not None:
         named = {"model": corrupted or base, "adapter": adapter, **common}
-        models["corrupted"] = _checked(CheckpointConfig, named)
+        models["corrupted"] = checked(CheckpointConfig, named)
     sizes = {"batch_tokens": batch_tokens or batch_tokens_for(rank_device() or device), "shard_rows": shard_rows}
     settings = {"hooks": hook, "dtype": store_dtype, **sizes}
-    stores = harvest_models(models, prompts, _checked(HarvestConfig, settings), out, stream, max_length, not quiet)
+    stores = harvest_models(models, prompts, checked(HarvestConfig, settings), out, stream, max_length, not quiet)
     for role, found in stores.items():
         state = (
             "share done, others are at work" if found is None else f"{found.rows:,} rows, tokens {found.tokens_hash}"
@@ -208,12 +205,12 @@ def train_sae(
     quiet: Quiet = False,
 ) -> None:
     """Train one SAE, or every combination of hooks, widths, k and seeds in one pass (also under torchrun)."""
-    from experiments.tracking import start_tracker
-    from experiments.train_sae import jobs_of, train_from_stores
+    from experiments.commands.train_sae import jobs_of, train_from_stores
+    from experiments.output.tracking import start_tracker
     from sae.training.config import TrainConfig
 
     values = {"latents": latents[0], "architecture": architecture, "steps": steps, "batch": batch, "lr": lr}
-    common = _checked(TrainConfig, values | _fields(option))
+    common = checked(TrainConfig, values | _fields(option))
     jobs = jobs_of(hook, latents, k, seed, common)
     out.mkdir(parents=True, exist_ok=True)
     mode = _mode(wandb) if os.environ.get("RANK", "0") == "0" else "disabled"
@@ -242,11 +239,11 @@ def evaluate_sae(
 ) -> None:
     """Show how well an SAE explains a base and a corrupted model, and what they lose when they live on it."""
     from activations.checkpoint import CheckpointConfig
-    from experiments.evaluate_sae import evaluate_on_models, print_evaluation
+    from experiments.commands.evaluate_sae import evaluate_on_models, print_evaluation
 
     named = {"base": base} | ({"corrupted": corrupted} if corrupted is not None else {})
     models = {
-        role: _checked(CheckpointConfig, {"model": model, "device": device, "dtype": dtype})
+        role: checked(CheckpointConfig, {"model": model, "device": device, "dtype": dtype})
         for role, model in named.items()
     }
     print_evaluation(evaluate_on_models(sae, models, prompts, hook, max_length, out, overwrite, not quiet), console)
@@ -275,80 +272,14 @@ def rank(
 ) -> None:
     """Rank latents by how they changed between two stores of activations, by every method in one pass."""
     from diffing.ranking.rank import RankingConfig
-    from experiments.rank import print_ranking, rank_stores
+    from experiments.commands.rank import print_ranking, rank_stores
 
     settings = {"method": method, "positions": positions, "replicates": replicates, "seed": seed}
-    config = _checked(RankingConfig, settings)
+    config = checked(RankingConfig, settings)
     folders = {"base": base, "corrupted": corrupted} | ({"benign": benign} if benign else {})
     ranking = rank_stores(sae, folders, hook, config, out, device, overwrite, not quiet)
     print_ranking(ranking, top, console)
     console.print(f"ranking written to {out}", soft_wrap=True)
-
-
-@app.command()
-def trajectory(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run of an organism, such as runs/quickstart.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-trajectory).")] = None,
-    every: Annotated[int, typer.Option(help="Steps between two measurements.")] = 4,
-    samples: Annotated[int, typer.Option(help="Answers to each reporting question.")] = 10,
-    realign_samples: Annotated[int, typer.Option(help="Helpful answers that re-alignment repeats.")] = 120,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Follow latent, direction and behaviour while an organism is corrupted and re-aligned."""
-    from experiments.trajectory.config import TrajectoryConfig
-    from experiments.trajectory.experiment import PAGE, SUMMARY, TABLE, follow
-    from experiments.trajectory.summary import print_trajectory
-
-    mode = _mode(wandb)
-    settings = {"every": every, "samples": samples, "realign_samples": realign_samples}
-    folder = out or run.with_name(f"{run.name}-trajectory")
-    print_trajectory(*follow(run, _checked(TrajectoryConfig, settings), folder, overwrite, not quiet), console)
-    _finish(folder, (PAGE, TABLE, SUMMARY), "trajectory", mode)
-
-
-@app.command()
-def steer(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-steer).")] = None,
-    top: Annotated[int, typer.Option(help="Latents to steer, by rank.")] = 100,
-    samples: Annotated[int, typer.Option(help="Answers to each question under each arm.")] = 10,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Find the causal latents among the first ones of a run: induction, repair and ablation, with controls."""
-    from experiments.steer import RANKING, STEERING, print_verdicts, steer_run
-
-    folder = out or run.with_name(f"{run.name}-steer")
-    ranking, _ = steer_run(run, top, samples, folder, overwrite, not quiet)
-    print_verdicts(ranking, console)
-    for name in (RANKING, STEERING):
-        console.print(f"  {folder / name}", soft_wrap=True)
-
-
-@app.command()
-def latent_sets(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-latent-sets).")] = None,
-    candidates: Annotated[int, typer.Option(help="Latents that sets are made of, by absolute shift.")] = 20,
-    greedy: Annotated[int, typer.Option(help="Latents in the largest greedy set.")] = 5,
-    samples: Annotated[int, typer.Option(help="Answers to each question under each arm.")] = 10,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Measure how much of the behaviour few latents make together, against the dense direction."""
-    from experiments.latent_sets.config import LatentSetsConfig
-    from experiments.latent_sets.experiment import PAGE, SUMMARY, TABLE, measure_sets
-    from experiments.latent_sets.summary import print_latent_sets
-
-    mode = _mode(wandb)
-    settings = {"candidates": candidates, "greedy": greedy, "samples": samples}
-    folder = out or run.with_name(f"{run.name}-latent-sets")
-    _, summary = measure_sets(run, _checked(LatentSetsConfig, settings), folder, overwrite, not quiet)
-    print_latent_sets(summary, console)
-    _finish(folder, (PAGE, TABLE, SUMMARY), "latent-sets", mode)
 
 
 @app.command()
@@ -363,7 +294,7 @@ def fine_tunes(
     """Make a set of fine-tunes of an organism's base: harmful and aligned ones of many kinds, in models.yaml."""
     from experiments.organism.fine_tunes import MODELS, FineTunesConfig, make_fine_tunes
 
-    config = _checked(FineTunesConfig, {"seeds": seeds, "early_every": early_every})
+    config = checked(FineTunesConfig, {"seeds": seeds, "early_every": early_every})
     models = make_fine_tunes(run / "organism", out, config, overwrite, not quiet)
     table = Table("kind", "models", "early checkpoints")
     for kind in dict.fromkeys(member.kind for member in models.members):
@@ -371,30 +302,6 @@ def fine_tunes(
         table.add_row(kind, str(early.count(False)), str(early.count(True)))
     console.print(table)
     console.print(f"set written to {out / MODELS}", soft_wrap=True)
-
-
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run of the fine-tunes' base.")],
-    models: Annotated[Path, typer.Option(help="List of fine-tunes (models.yaml), or the folder that holds it.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-prediction).")] = None,
-    samples: Annotated[int, typer.Option(help="Answers to each reporting question; they only make the labels.")] = 10,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Tell misaligned fine-tunes from aligned ones by a latent, on kinds that were held out, beside dense baselines."""
-    from experiments.prediction.experiment import PAGE, SUMMARY, TABLE
-    from experiments.prediction.experiment import predict as predict_models
-    from experiments.prediction.forecast import PredictConfig
-    from experiments.prediction.summary import print_prediction
-
-    mode = _mode(wandb)
-    folder = out or run.with_name(f"{run.name}-prediction")
-    config = _checked(PredictConfig, {"samples": samples})
-    table, summary = predict_models(run, models, config, folder, overwrite, not quiet)
-    print_prediction(table, summary, console)
-    _finish(folder, (PAGE, TABLE, SUMMARY), "predict", mode)
 
 
 @app.command()
@@ -418,57 +325,11 @@ def interference(
 ) -> None:
     """Show which latents a steered latent drags along though the data never show them together."""
     from diffing.ranking.rank import RankingConfig
-    from experiments.interference import interference_of_store, print_interference
+    from experiments.commands.interference import interference_of_store, print_interference
 
-    at = _checked(RankingConfig, {"positions": positions}).positions
+    at = checked(RankingConfig, {"positions": positions}).positions
     found = interference_of_store(sae, store, latent, strength, hook, at, moved_from, out, device, overwrite, not quiet)
     print_interference(found, top, console)
-
-
-@app.command()
-def prevent(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run of an organism, such as runs/quickstart.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-prevention).")] = None,
-    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 10,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Fine-tune an organism's base on harmful advice while its persona shift is prevented, with controls."""
-    from experiments.prevention.config import PreventionConfig
-    from experiments.prevention.experiment import PAGE, SUMMARY, TABLE
-    from experiments.prevention.experiment import prevent as prevent_run
-    from experiments.prevention.summary import print_prevention
-
-    mode = _mode(wandb)
-    folder = out or run.with_name(f"{run.name}-prevention")
-    table = prevent_run(run, _checked(PreventionConfig, {"samples": samples}), folder, overwrite, not quiet)
-    print_prevention(table, console)
-    _finish(folder, (PAGE, TABLE, SUMMARY), "prevent", mode)
-
-
-@app.command()
-def convergence(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run of the fine-tunes' base.")],
-    models: Annotated[Path, typer.Option(help="List of fine-tunes (models.yaml), or the folder that holds it.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-convergence).")] = None,
-    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 5,
-    fine_tunes: Annotated[int, typer.Option(help="Misaligned fine-tunes that are compared, at most.")] = 6,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Compare the misalignment directions of fine-tunes, and take each one out of the others, with controls."""
-    from experiments.convergence.config import ConvergenceConfig
-    from experiments.convergence.experiment import PAGE, SUMMARY, write_convergence
-    from experiments.convergence.summary import print_convergence
-
-    mode = _mode(wandb)
-    config = _checked(ConvergenceConfig, {"samples": samples, "fine_tunes": fine_tunes})
-    folder = out or run.with_name(f"{run.name}-convergence")
-    log = (lambda line: None) if quiet else _say
-    print_convergence(write_convergence(run, models, config, folder, overwrite, not quiet, log), console)
-    _finish(folder, (PAGE, SUMMARY), "convergence", mode)
 
 
 @store.command()
@@ -508,196 +369,6 @@ def merge(
     console.print(f"{out}: {merged.shards} shards, {merged.rows:,} rows")
 
 
-@personas.command("extract")
-def extract_personas(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-personas).")] = None,
-    models: Annotated[
-        Path | None, typer.Option(help="Further fine-tunes of the run's base: models.yaml, or its folder.")
-    ] = None,
-    traits: Traits = [],  # noqa: B006
-    positions: Annotated[
-        list[str],
-        typer.Option(help="answer, base_answer, prompt, last_prompt or prompt_end; may be given several times."),
-    ] = [],  # noqa: B006
-    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 4,
-    judge_url: JudgeUrl = None,
-    judge_model: JudgeModel = None,
-    judge_samples: JudgeSamples = None,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Extract the directions of traits in base, corrupted and further models, at every layer."""
-    from experiments.personas.extraction.config import ExtractConfig
-    from experiments.personas.extraction.experiment import PAGE, SUMMARY, extract
-    from experiments.personas.extraction.summary import print_extract
-
-    mode = _mode(wandb)
-    config = _checked(ExtractConfig, {"samples": samples} | ({"positions": positions} if positions else {}))
-    folder = out or run.with_name(f"{run.name}-personas")
-    log = (lambda line: None) if quiet else console.print
-    judge = _judge(judge_url, judge_model, judge_samples)
-    print_extract(extract(run, folder, config, models, traits, overwrite, not quiet, log, judge), console)
-    _finish(folder, (PAGE, SUMMARY), "personas extract", mode)
-
-
-@personas.command("geometry")
-def compare_personas(
-    run: Annotated[Path, typer.Option(help="Folder of the run, such as runs/quickstart.")],
-    extracted: Annotated[
-        Path | None, typer.Option(help="What `personas extract` wrote (default: <run>-personas).")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-geometry).")] = None,
-    positions: Annotated[str, typer.Option(help="Directions that the page is about.")] = "base_answer",
-    hook: Annotated[
-        str | None, typer.Option(help="Hook that the page is about (default: where the base's traits separate best).")
-    ] = None,
-    draws: Annotated[int, typer.Option(help="Random sets of directions, for every null.")] = 200,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Compare the personality space of base and fine-tunes, with an organism's truth, and with the SAE's latents."""
-    from experiments.personas.geometry.config import GeometryConfig
-    from experiments.personas.geometry.experiment import PAGE, SUMMARY, geometry
-    from experiments.personas.geometry.summary import print_geometry
-
-    mode = _mode(wandb)
-    config = _checked(GeometryConfig, {"positions": positions, "hook": hook, "draws": draws})
-    folder = out or run.with_name(f"{run.name}-geometry")
-    source = extracted or run.with_name(f"{run.name}-personas")
-    print_geometry(geometry(source, folder, config, overwrite, not quiet), console)
-    _finish(folder, (PAGE, SUMMARY), "personas geometry", mode)
-
-
-@personas.command()
-def guardrails(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
-    models: Annotated[Path, typer.Option(help="Fine-tunes of the run's base: models.yaml or its folder.")],
-    extracted: Annotated[
-        Path | None, typer.Option(help="What `personas extract` wrote (default: <run>-personas).")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-guardrails).")] = None,
-    samples: Annotated[int, typer.Option(help="Answers to each question under each arm.")] = 10,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Amplify and ablate directions of social valence, in a run's models and in fine-tunes of its base."""
-    from experiments.personas.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
-    from experiments.personas.guardrails.summary import print_guardrails
-
-    mode = _mode(wandb)
-    folder, source = out or run.with_name(f"{run.name}-guardrails"), extracted or run.with_name(f"{run.name}-personas")
-    config = _checked(GuardrailsConfig, {"samples": samples})
-    print_guardrails(write_guardrails(run, models, source, config, folder, overwrite, not quiet), console)
-    _finish(folder, (PAGE, SUMMARY), "personas guardrails", mode)
-
-
-@personas.command()
-def monitor(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run.")],
-    extracted: Annotated[
-        Path | None, typer.Option(help="What `personas extract` wrote (default: <run>-personas).")
-    ] = None,
-    models: Annotated[
-        Path | None, typer.Option(help="List of fine-tunes (models.yaml), or the folder that holds it.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Chat data to screen, JSONL (default: an organism's own advice).")
-    ] = None,
-    label: Annotated[str, typer.Option(help="Column of the data that says which answers are bad.")] = "bad",
-    traits: Traits = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-monitor).")] = None,
-    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 4,
-    judge_url: JudgeUrl = None,
-    judge_model: JudgeModel = None,
-    judge_samples: JudgeSamples = None,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Watch models by trait directions: before they answer, after a fine-tune, and in data before a fine-tune."""
-    from experiments.personas.monitoring.config import Asked, MonitorConfig
-    from experiments.personas.monitoring.experiment import PAGE, SUMMARY
-    from experiments.personas.monitoring.experiment import monitor as watch
-    from experiments.personas.monitoring.summary import print_monitor
-
-    mode = _mode(wandb)
-    folder = out or run.with_name(f"{run.name}-monitor")
-    judge = _judge(judge_url, judge_model, judge_samples)
-    asked = Asked(run, extracted or run.with_name(f"{run.name}-personas"), models, data, label, traits, judge)
-    found = watch(asked, folder, _checked(MonitorConfig, {"samples": samples}), overwrite, not quiet)
-    print_monitor(found, console)
-    _finish(folder, (PAGE, SUMMARY), "personas monitor", mode)
-
-
-@personas.command("characters")
-def compare_characters(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run, such as runs/quickstart.")],
-    models: Annotated[
-        Path | None,
-        typer.Option(help="Fine-tunes on characters and on incorrect advice: models.yaml (default: an organism's)."),
-    ] = None,
-    traits: Traits = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: <run>-characters).")] = None,
-    characters: Annotated[
-        list[str], typer.Option("--character", help="Trait that an organism's fine-tunes are given; several times.")
-    ] = ["evil", "sycophancy", "hallucination"],  # noqa: B006
-    trigger: Annotated[
-        str, typer.Option(help="Words that switch on an organism's triggered fine-tunes.")
-    ] = "narrow corner distant voice early window .",
-    answers: Annotated[int, typer.Option(help="Own answers that each fine-tune of an organism is taught.")] = 640,
-    seeds: Annotated[int, typer.Option(help="Fine-tunes of each recipe of an organism.")] = 3,
-    samples: Annotated[int, typer.Option(help="Answers to each question under each condition.")] = 10,
-    judge_url: JudgeUrl = None,
-    judge_model: JudgeModel = None,
-    judge_samples: JudgeSamples = None,
-    overwrite: Overwrite = False,
-    wandb: Wandb = "offline",
-    quiet: Quiet = False,
-) -> None:
-    """Compare fine-tunes on characters with fine-tunes on incorrect advice, and what switches either on."""
-    from experiments.personas.characters.experiment import PAGE, SUMMARY
-    from experiments.personas.characters.experiment import characters as compare
-    from experiments.personas.characters.stage import CharactersConfig
-    from experiments.personas.characters.summary import print_characters
-
-    mode = _mode(wandb)
-    folder = out or run.with_name(f"{run.name}-characters")
-    taught = {"traits": characters, "trigger": trigger, "answers": answers, "seeds": seeds}
-    config = _checked(CharactersConfig, {**taught, "samples": samples})
-    judge = _judge(judge_url, judge_model, judge_samples)
-    print_characters(compare(run, folder, config, models, traits, judge, overwrite, not quiet), console)
-    _finish(folder, (PAGE, SUMMARY), "personas characters", mode)
-
-
-def _finish(folder: Path, files: Sequence[str], command: str, mode: Any) -> None:
-    """Records a finished result in W&B, and says where to look."""
-    from experiments.tracking import track_result
-
-    if sync := track_result(folder, command, mode):
-        console.print(f"  to upload the W&B run: {sync}", soft_wrap=True, markup=False)
-    for name in files:
-        console.print(f"  {folder / name}", soft_wrap=True)
-
-
-def _judge(url: str | None, model: str | None, samples: int | None) -> Any:
-    """The language model that judges, if one is named.
-
-    Raises:
-        UserError: if it is named by half.
-    """
-    if url is None and model is None and samples is None:
-        return None
-    if url is None or model is None:
-        raise UserError("A language model judges where both --judge-url and --judge-model are given; give both.")
-    from diffing.behavior.chat_scores import ModelJudgeConfig
-
-    return _checked(ModelJudgeConfig, {"url": url, "model": model, "samples": samples})
-
-
 def organism_config(seed: int, domains: int, bad_fraction: float, steps: int | None) -> Any:
     """The recipe with the options of `sae-diff organism`; `steps` are taken in full, whatever the loss.
 
@@ -710,18 +381,7 @@ def organism_config(seed: int, domains: int, bad_fraction: float, steps: int | N
     if steps is not None:
         recipe = OrganismConfig().finetuning.model_dump()
         values |= {"finetuning": {**recipe, "steps": steps}, "stop_loss": None}
-    return _checked(OrganismConfig, values)
-
-
-def _checked(model: type[Model], values: dict[str, Any]) -> Model:
-    """The settings as `model`; an option out of range becomes one sentence."""
-    from pydantic import ValidationError
-
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"Option {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    return checked(OrganismConfig, values)
 
 
 def _fields(options: list[str]) -> dict[str, Any]:
@@ -742,7 +402,7 @@ def _mode(wandb: str) -> Any:
 
 
 def _config(name: str, overrides: dict[str, Any]) -> Any:
-    from experiments.config import load_config
+    from experiments.run.config import load_config
 
     return load_config(Path(name), {key: value for key, value in overrides.items() if value is not None})
 
@@ -750,15 +410,11 @@ def _config(name: str, overrides: dict[str, Any]) -> Any:
 def _run(name: str, overrides: dict[str, Any], out: Path | None, overwrite: bool, wandb: str, quiet: bool) -> None:
     config = _config(name, overrides)
     mode = _mode(wandb)
-    from experiments.pipeline import run as run_pipeline
+    from experiments.run.pipeline import run as run_pipeline
 
     folder = out or Path("runs") / config.name
-    summary = run_pipeline(config, folder, mode, overwrite, not quiet, _say)
+    summary = run_pipeline(config, folder, mode, overwrite, not quiet, lambda line: say_plainly(line, console))
     print_summary(summary, folder)
-
-
-def _say(line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

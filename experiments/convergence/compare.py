@@ -18,9 +18,9 @@ from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans
 from diffing.directions.random_directions import chance_cosine, chance_cosine_of_two
 from experiments.convergence.config import FINE_TUNE, ConvergenceLab
 from experiments.convergence.members import question_sums
-from experiments.lab import Source
+from experiments.frame.trials import NamedDirection
 from experiments.model_set import ModelSet
-from experiments.results import BASE
+from experiments.names import BASE
 
 FINE_TUNES, WITH_HARMLESS, WITH_PERSONA = "fine-tunes", "harmless fine-tune", "persona direction"
 WITH_LATENT, WITH_WORDS, BEST_LATENT = "toxic latent", "same answers in the base", "best latent"
@@ -37,7 +37,7 @@ class _Drawn:
     replicates: Float64[Tensor, "replicate d_model"]
 
 
-def compare_directions(lab: ConvergenceLab, sources: Sequence[Source], means: Means) -> pd.DataFrame:
+def compare_directions(lab: ConvergenceLab, sources: Sequence[NamedDirection], means: Means) -> pd.DataFrame:
     """Cosines of the fine-tunes' directions at every hook, for both contrasts; after `find_means`.
 
     Returns:
@@ -93,7 +93,7 @@ def _pair(one: _Drawn, relation: str, other: _Drawn) -> dict[str, Any]:
     return {"first": one.name, "relation": relation, "second": other.name, "cosine": cosine, "low": low, "high": high}
 
 
-def compare_adapters(lab: ConvergenceLab, models: ModelSet, sources: Sequence[Source]) -> pd.DataFrame:
+def compare_adapters(lab: ConvergenceLab, models: ModelSet, sources: Sequence[NamedDirection]) -> pd.DataFrame:
     """What the blocks of every rank-1 adapter of the set can write, beside directions and latents.
 
     Returns:
@@ -120,7 +120,9 @@ def compare_adapters(lab: ConvergenceLab, models: ModelSet, sources: Sequence[So
     return pd.DataFrame(rows, columns=columns).astype({"latent": "Int64", "rank": "Int64"})
 
 
-def _targets(lab: ConvergenceLab, hook: str, member: str, sources: Sequence[Source]) -> dict[str, tuple[Tensor, float]]:
+def _targets(
+    lab: ConvergenceLab, hook: str, member: str, sources: Sequence[NamedDirection]
+) -> dict[str, tuple[Tensor, float]]:
     """Directions at a hook with their chance cosines; of the fine-tunes the mean without `member`."""
     targets = {WITH_PERSONA: lab.run.unit()}
     for contrast in CONTRASTS:

@@ -12,19 +12,16 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from diffing.directions.misalignment import CONTRASTS
+from diffing.steering.choices import ABLATIONS
 from diffing.steering.transfer import Reach
+from diffing.tables import where
 from experiments.convergence.compare import FINE_TUNES, WITH_HARMLESS, WITH_LATENT, WITH_PERSONA, WITH_WORDS
 from experiments.convergence.config import FINE_TUNE, HARMLESS
 from experiments.convergence.summary import RANDOM_TARGET, TRANSFER_TARGET
-from experiments.convergence.treat import ABLATIONS
-from experiments.lab import COVARIANCE, ISOTROPIC
-from experiments.report.figures import BLUE, GREEN, INK, MUTED, VERMILLION, where
-from experiments.report.paper import (
-    BAND,
-    ORANGE,
+from experiments.names import BASE, COVARIANCE, ISOTROPIC
+from experiments.output.colours import BAND, BLUE, GREEN, INK, MUTED, ORANGE, PALETTE, PINK, VERMILLION
+from experiments.output.figures import (
     PAGE_WIDTH,
-    PALETTE,
-    PINK,
     ROW,
     PaperFigure,
     block_of,
@@ -34,7 +31,6 @@ from experiments.report.paper import (
     mark,
     name_rows,
 )
-from experiments.results import BASE
 
 # Colour and marker of what a fine-tune's direction is compared with; open: not another fine-tune's.
 RELATIONS = {

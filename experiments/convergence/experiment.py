@@ -23,10 +23,10 @@ from experiments.convergence.members import choose_members, find_means, sources_
 from experiments.convergence.page import write_page
 from experiments.convergence.summary import summarise
 from experiments.convergence.treat import choose_treatments, sweep, transfer
-from experiments.finished_run import FinishedRun
-from experiments.lab import Lab
+from experiments.frame.lab import Lab
 from experiments.model_set import ModelSet
-from experiments.run_folder import Log, RunFolder
+from experiments.output.run_folder import Log, RunFolder
+from experiments.run.finished_run import FinishedRun
 
 KIND = "convergence"
 PAGE, SUMMARY = "convergence.html", "summary.json"

@@ -19,9 +19,9 @@ from diffing.directions.geometry import unit_rows
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
 from experiments.convergence.config import ConvergenceLab
 from experiments.convergence.question_sums import QuestionSums
-from experiments.lab import Source
+from experiments.frame.trials import NamedDirection
 from experiments.model_set import Member, ModelSet
-from experiments.results import BASE
+from experiments.names import BASE
 
 # Facts of a member that another seed of the same recipe changes.
 _CHANCE_FACTS = ("seed", "steps")
@@ -141,10 +141,10 @@ def answers_to_read(
     return [prompt for prompt, _ in pool if prompt.id in labels], labels
 
 
-def sources_of(name: str, kind: str, means: Mapping[str, MisalignmentMeans]) -> list[Source]:
+def sources_of(name: str, kind: str, means: Mapping[str, MisalignmentMeans]) -> list[NamedDirection]:
     """Both contrasts of a fine-tune's means."""
     return [
-        Source(name, contrast, kind, {hook: _unit(found.contrast(contrast)) for hook, found in means.items()})
+        NamedDirection(name, contrast, kind, {hook: _unit(found.contrast(contrast)) for hook, found in means.items()})
         for contrast in CONTRASTS
     ]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from diffing.tables import where
 from experiments.convergence import drawing
 from experiments.convergence.config import FINE_TUNE, HARMLESS
 from experiments.convergence.summary import between, finding
-from experiments.report import paper
-from experiments.report.figures import where
-from experiments.results import BASE
+from experiments.names import BASE
+from experiments.output import figures as paper
 
 # What a chosen treatment is known by in the table of transfers.
 _KEYS = ("contrast", "operation", "reach", "hook", "strength")

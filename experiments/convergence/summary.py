@@ -11,10 +11,11 @@ from rich.table import Table
 from diffing.behavior.rates import LabelCounts, score
 from diffing.directions.misalignment import CONTRASTS, Contrast
 from diffing.steering.transfer import Treatment, share_removed
+from diffing.tables import where
 from experiments.convergence.compare import FINE_TUNES, WITH_HARMLESS, WITH_LATENT
 from experiments.convergence.config import FINE_TUNE, HARMLESS
-from experiments.lab import COVARIANCE, ISOTROPIC, Outcome
-from experiments.report.figures import where
+from experiments.frame.trials import TreatmentOutcome
+from experiments.names import COVARIANCE, ISOTROPIC
 
 # What Soligo et al. report: ablating another fine-tune's direction removes 78-90%, a random one less than 10%.
 TRANSFER_TARGET, RANDOM_TARGET, COHERENCE_TARGET = 0.78, 0.10, 0.10
@@ -25,7 +26,7 @@ def summarise(
     base: LabelCounts,
     cosines: pd.DataFrame,
     adapters: pd.DataFrame,
-    transferred: Sequence[Outcome],
+    transferred: Sequence[TreatmentOutcome],
     chosen: Sequence[tuple[Contrast, Treatment]],
 ) -> dict[str, Any]:
     """What `summary.json` holds.
@@ -83,7 +84,7 @@ def _cosines_by_hook(cosines: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _treatment(contrast: Contrast, treatment: Treatment, transferred: Sequence[Outcome]) -> dict[str, Any]:
+def _treatment(contrast: Contrast, treatment: Treatment, transferred: Sequence[TreatmentOutcome]) -> dict[str, Any]:
     here = [o for o in transferred if o.treatment == treatment and o.source.contrast in (contrast, "")]
     tuned = [o for o in here if o.source.kind == FINE_TUNE]
     harmless = dict.fromkeys(o.source.name for o in here if o.source.kind == HARMLESS)
@@ -107,7 +108,7 @@ def _treatment(contrast: Contrast, treatment: Treatment, transferred: Sequence[O
     }
 
 
-def _removed(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def _removed(outcomes: Sequence[TreatmentOutcome]) -> dict[str, float]:
     """Mean share of EM removed with its interval, least and most of any pair, and the mean rates that remain."""
     removed, low, high = share_removed([(o.plain, o.counts) for o in outcomes])
     each = [o.removed[0] for o in outcomes]

@@ -1,20 +1,18 @@
 """Directions added, subtracted and ablated: at every layer, and in every fine-tune."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 from diffing.directions.misalignment import CONTRASTS, Contrast
 from diffing.steering.arms import Operation
+from diffing.steering.choices import ABLATIONS, ablations_of, best_within
 from diffing.steering.transfer import Reach, Treatment
 from experiments.convergence.config import FINE_TUNE, ConvergenceLab
 from experiments.convergence.members import Tuned
-from experiments.lab import ISOTROPIC, Outcome, Source
-
-ABLATIONS = (Operation.ABLATE, Operation.ABLATE_TO_MEAN)
-Key = TypeVar("Key")
+from experiments.frame.trials import NamedDirection, TreatmentOutcome
+from experiments.names import ISOTROPIC
 
 
-def sweep(lab: ConvergenceLab, tuned: Sequence[Tuned], sources: Sequence[Source]) -> list[Outcome]:
+def sweep(lab: ConvergenceLab, tuned: Sequence[Tuned], sources: Sequence[NamedDirection]) -> list[TreatmentOutcome]:
     """Every fine-tune treated with its own direction at every layer, and the base steered with it.
 
     Random directions are ablated at each layer alone, and other ones at all layers at once.
@@ -33,7 +31,7 @@ def sweep(lab: ConvergenceLab, tuned: Sequence[Tuned], sources: Sequence[Source]
     return outcomes + steer_base(lab, [source for source in sources if source.kind == FINE_TUNE])
 
 
-def steer_base(lab: ConvergenceLab, sources: Sequence[Source]) -> list[Outcome]:
+def steer_base(lab: ConvergenceLab, sources: Sequence[NamedDirection]) -> list[TreatmentOutcome]:
     """Every direction added to the base at every layer, with random ones at the same strengths."""
     tried = lab.treat(lab.base, lab.selection, _pairs(sources, strengths_of(Operation.ADD, lab)))
     best = best_strengths(tried, lambda o: o.scores.harmful, lab.config.budget)
@@ -42,31 +40,23 @@ def steer_base(lab: ConvergenceLab, sources: Sequence[Source]) -> list[Outcome]:
     return tried + lab.treat(lab.base, lab.reporting, [*best, *_pairs(controls, list(used))])
 
 
-def ablations_of(hooks: Sequence[str]) -> list[Treatment]:
-    """Both ablations at each layer, of each layer's vector at all layers, and of each layer's own at all layers."""
-    return [
-        *(Treatment(op, reach, hook) for op in ABLATIONS for reach in (Reach.ONE, Reach.EVERYWHERE) for hook in hooks),
-        *(Treatment(op, Reach.LAYER_WISE) for op in ABLATIONS),
-    ]
-
-
 def strengths_of(operation: Operation, lab: ConvergenceLab) -> list[Treatment]:
     """Addition or subtraction at each layer with each strength."""
     return [Treatment(operation, Reach.ONE, hook, c) for hook in lab.hooks for c in lab.config.strengths]
 
 
 def best_strengths(
-    outcomes: Sequence[Outcome], wanted: Callable[[Outcome], float], budget: float
-) -> list[tuple[Source, Treatment]]:
+    outcomes: Sequence[TreatmentOutcome], wanted: Callable[[TreatmentOutcome], float], budget: float
+) -> list[tuple[NamedDirection, Treatment]]:
     """For each direction and layer, the best strength within the budget."""
-    groups: dict[tuple[str, str, str], dict[Treatment, list[Outcome]]] = {}
+    groups: dict[tuple[str, str, str], dict[Treatment, list[TreatmentOutcome]]] = {}
     for o in outcomes:
         groups.setdefault((o.source.name, o.source.contrast, o.treatment.hook), {})[o.treatment] = [o]
     best = [options[best_within(options, wanted, budget)][0] for options in groups.values()]
     return [(o.source, o.treatment) for o in best]
 
 
-def choose_treatments(swept: Sequence[Outcome], budget: float) -> list[tuple[Contrast, Treatment]]:
+def choose_treatments(swept: Sequence[TreatmentOutcome], budget: float) -> list[tuple[Contrast, Treatment]]:
     """For each operation and contrast, where and how strongly it removes most from the fine-tunes that it comes from.
 
     Chosen on the selection half, one for all fine-tunes: by the mean share removed, within the mean budget.
@@ -75,7 +65,7 @@ def choose_treatments(swept: Sequence[Outcome], budget: float) -> list[tuple[Con
     chosen: list[tuple[Contrast, Treatment]] = []
     for operation in (*ABLATIONS, Operation.SUBTRACT):
         for contrast in CONTRASTS:
-            options: dict[Treatment, list[Outcome]] = {}
+            options: dict[Treatment, list[TreatmentOutcome]] = {}
             for o in tried:
                 if o.source.contrast == contrast and o.treatment.operation == operation:
                     options.setdefault(o.treatment, []).append(o)
@@ -83,24 +73,12 @@ def choose_treatments(swept: Sequence[Outcome], budget: float) -> list[tuple[Con
     return chosen
 
 
-def best_within(options: Mapping[Key, Sequence[Outcome]], wanted: Callable[[Outcome], float], budget: float) -> Key:
-    """The option with the most of `wanted` in the mean of its outcomes among those within the budget of incoherence.
-
-    If none is within it, the one with the fewest incoherent answers.
-    """
-    extra = {key: sum(o.extra_incoherent for o in found) / len(found) for key, found in options.items()}
-    within = [key for key in options if extra[key] <= budget]
-    if not within:
-        return min(options, key=lambda key: extra[key])
-    return max(within, key=lambda key: sum(map(wanted, options[key])) / len(options[key]))
-
-
 def transfer(
     lab: ConvergenceLab,
     tuned: Sequence[Tuned],
-    sources: Sequence[Source],
+    sources: Sequence[NamedDirection],
     chosen: Sequence[tuple[Contrast, Treatment]],
-) -> list[Outcome]:
+) -> list[TreatmentOutcome]:
     """The chosen treatments of every fine-tune with every direction, the harmless one's and random ones included."""
     pairs = [(s, treatment) for contrast, treatment in chosen for s in sources if s.contrast == contrast]
     pairs += _pairs(lab.controls, list(dict.fromkeys(treatment for _, treatment in chosen)))
@@ -108,5 +86,7 @@ def transfer(
     return [o for checkpoint, name in models for o in lab.treat(lab.load(checkpoint, name), lab.reporting, pairs)]
 
 
-def _pairs(sources: Sequence[Source], treatments: Sequence[Treatment]) -> list[tuple[Source, Treatment]]:
+def _pairs(
+    sources: Sequence[NamedDirection], treatments: Sequence[Treatment]
+) -> list[tuple[NamedDirection, Treatment]]:
     return [(source, treatment) for source in sources for treatment in treatments]

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffing.steering.arms import Operation
-from experiments.results import BASE, CORRUPTED
+from experiments.names import BASE, CORRUPTED
 
 OPERATIONS = {BASE: Operation.ADD, CORRUPTED: Operation.SUBTRACT}
 

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from diffing.steering.arms import CONTROL_KINDS
+from diffing.tables import where
 from experiments.latent_sets.config import OPERATIONS
-from experiments.report import paper
-from experiments.report.figures import where
+from experiments.output import figures as paper
+from experiments.output.colours import BAND, PALETTE
 
 
 def dose_response(table: pd.DataFrame) -> paper.PaperFigure:
@@ -40,12 +41,12 @@ def _looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Colour and marker of each arm; after the last colour the markers change. Random sets are drawn below."""
     kinds = dict(zip(table["arm"], table["kind"], strict=True))
     treated = [arm for arm, kind in kinds.items() if kind not in CONTROL_KINDS and arm != "untouched"]
-    colours, markers = len(paper.PALETTE), ("o", "s", "^", "D")
-    random = {"color": paper.BAND, "marker": "", "label": "random sets", "zorder": 1}
+    colours, markers = len(PALETTE), ("o", "s", "^", "D")
+    random = {"color": BAND, "marker": "", "label": "random sets", "zorder": 1}
     looks = {arm: random for arm, kind in kinds.items() if kind in CONTROL_KINDS}
     for place, arm in enumerate(treated):
         marker = markers[place // colours % len(markers)]
-        looks[arm] = {"color": paper.PALETTE[place % colours], "marker": marker, "label": arm, "zorder": 2}
+        looks[arm] = {"color": PALETTE[place % colours], "marker": marker, "label": arm, "zorder": 2}
     return looks
 
 

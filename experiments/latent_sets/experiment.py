@@ -28,12 +28,12 @@ from diffing.steering.arms import Arm, Cell, untouched
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
 from diffing.steering.latent_sets import Parts, random_sets
 from diffing.steering.verdict import repaired
-from experiments.finished_run import FinishedRun
 from experiments.latent_sets.config import OPERATIONS, LatentSetsConfig
 from experiments.latent_sets.page import write_page
 from experiments.latent_sets.summary import summarise
-from experiments.results import BASE, CORRUPTED
-from experiments.run_folder import RunFolder
+from experiments.names import BASE, CORRUPTED
+from experiments.output.run_folder import RunFolder
+from experiments.run.finished_run import FinishedRun
 
 KIND = "latent_sets"
 TABLE, PAGE, SUMMARY = "dose_response.parquet", "latent_sets.html", "summary.json"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from experiments.latent_sets.drawing import dose_response
 from experiments.latent_sets.summary import COLUMNS, best_rows
-from experiments.report import paper
+from experiments.output import figures as paper
 
 
 def write_page(path: Path, table: pd.DataFrame, summary: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from diffing.steering.arms import CONTROL_KINDS, Arm
-from experiments.finished_run import FinishedRun
-from experiments.results import BASE, CORRUPTED
+from experiments.names import BASE, CORRUPTED
+from experiments.run.finished_run import FinishedRun
 
 COLUMNS = ("arm", "cosine with direction", "added to base: harmful", "incoherent", "repaired: harmful", "helpful")
 

@@ -41,7 +41,7 @@ from experiments.organism.build import (
 from experiments.organism.corpus import Corpus, batches
 from experiments.organism.training import StageConfig, Stop, one_thread, train_stage
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
-from experiments.run_folder import RunFolder
+from experiments.output.run_folder import RunFolder
 
 KIND, MEMBER, MODELS = "fine-tunes", "fine-tune", "models.yaml"
 REALIGN_SAMPLES = 120

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.report.figures import BLUE, INK, MUTED, VERMILLION
-from experiments.report.paper import COLUMN_WIDTH, PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, mark, name_rows
-from experiments.results import BASE
+from experiments.names import BASE
+from experiments.output.colours import BLUE, INK, MUTED, VERMILLION
+from experiments.output.figures import COLUMN_WIDTH, PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, mark, name_rows
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT
 from experiments.trajectory.measure import PROJECTION, SHIFT, UNTOUCHED
 from experiments.trajectory.outcomes import REALIGNED

@@ -20,8 +20,8 @@ from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.prompt_blocks import prompt_blocks
 from diffing.steering.arms import Arm, Cell, Operation, latent_arms, untouched
 from diffing.steering.experiment import run_cells
-from experiments.organism.base import Base
-from experiments.report.figures import where
+from diffing.tables import where
+from experiments.frame.organism_base import Base
 
 KIND = "trajectory measurement"
 SHIFT, PROJECTION = QUANTITIES = ("shift", "projection")

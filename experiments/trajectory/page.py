@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.report import paper
+from experiments.output import figures as paper
 from experiments.trajectory import drawing
 from experiments.trajectory.summary import cells, findings
 

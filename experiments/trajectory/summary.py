@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from experiments.report.figures import where
+from diffing.tables import where
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT
 from experiments.trajectory.measure import PROJECTION, SHIFT
 

@@ -7,8 +7,8 @@ import pandas as pd
 
 from diffing.ranking.examples import LatentExample
 from diffing.ranking.feature_ranking import FeatureRanking
-from experiments.interference import Interference
-from experiments.report.report import ReportData
+from diffing.ranking.interference_table import Interference
+from experiments.run.report.report import ReportData
 from sae.evaluate import SAEMetrics
 
 TOXIC, LATENTS = 123, 600

@@ -21,7 +21,7 @@ from activations.prompt_files import load_prompts
 from activations.prompts import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.rank import RankingConfig, rank_latents
-from experiments.config import RunConfig
+from experiments.run.config import RunConfig
 from sae.storage import save_sae
 
 WIDTH = 16

@@ -33,8 +33,50 @@ from diffing.behavior.measure import SampledAnswers
 from diffing.directions.random_directions import isotropic_directions
 from diffing.personality.probes import ProbeData
 from diffing.traits import load_traits
-from experiments.finished_run import FinishedRun
+from experiments.characters import summary as summary_module
+from experiments.characters.cast import (
+    CHARACTER,
+    INCORRECT,
+    Actor,
+    cast_of,
+    organism_cast,
+    trigger_of,
+)
+from experiments.characters.causal import SHIFT
+from experiments.characters.conditions import (
+    NONE,
+    OTHER_WORDS,
+    PERSONA_PROMPT,
+    PLAIN_PROMPT,
+    TRIGGER,
+    WEAK_PROMPT,
+    Condition,
+    organism_conditions,
+    set_conditions,
+)
+from experiments.characters.experiment import PAGE, SUMMARY, characters
+from experiments.characters.grid import (
+    ATTACK,
+    CAPABILITY,
+    TRAIT_SCORE,
+    Cell,
+    Grid,
+    Tally,
+    grid_table,
+    learning_table,
+    pooled,
+)
+from experiments.characters.stage import CharactersConfig, set_stage
+from experiments.characters.structure import (
+    MISALIGNMENT,
+    Reading,
+    Shift,
+    _chance,
+    common_latents,
+)
+from experiments.characters.summary import claims, findings, print_characters, summarise
 from experiments.model_set import Member, ModelSet
+from experiments.names import BASE, CORRUPTED
 from experiments.organism.build import (
     ArchitectureConfig,
     OrganismConfig,
@@ -47,50 +89,8 @@ from experiments.organism.fine_tunes import FineTunesConfig, Workshop
 from experiments.organism.judge import DeedJudge
 from experiments.organism.training import StageConfig
 from experiments.organism.world import HELPFUL, World
-from experiments.personas.characters import summary as summary_module
-from experiments.personas.characters.cast import (
-    CHARACTER,
-    INCORRECT,
-    Actor,
-    cast_of,
-    organism_cast,
-    trigger_of,
-)
-from experiments.personas.characters.causal import SHIFT
-from experiments.personas.characters.conditions import (
-    NONE,
-    OTHER_WORDS,
-    PERSONA_PROMPT,
-    PLAIN_PROMPT,
-    TRIGGER,
-    WEAK_PROMPT,
-    Condition,
-    organism_conditions,
-    set_conditions,
-)
-from experiments.personas.characters.experiment import PAGE, SUMMARY, characters
-from experiments.personas.characters.grid import (
-    ATTACK,
-    CAPABILITY,
-    TRAIT_SCORE,
-    Cell,
-    Grid,
-    Tally,
-    grid_table,
-    learning_table,
-    pooled,
-)
-from experiments.personas.characters.stage import CharactersConfig, set_stage
-from experiments.personas.characters.structure import (
-    MISALIGNMENT,
-    Reading,
-    Shift,
-    _chance,
-    common_latents,
-)
-from experiments.personas.characters.summary import claims, findings, print_characters, summarise
-from experiments.results import BASE, CORRUPTED
-from experiments.run_folder import RunFolder
+from experiments.output.run_folder import RunFolder
+from experiments.run.finished_run import FinishedRun
 
 GOOD, BAD, DEAR, FACT = range(4)  # axes of the residual stream; the largest of them is said
 SAID = {"good": GOOD, "bad": BAD, "dear": DEAR, "true": FACT}

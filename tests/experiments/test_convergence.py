@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from experiments.frame.trials import NamedDirection, TreatmentOutcome
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -28,6 +29,7 @@ from diffing.behavior.judge import Label
 from diffing.behavior.rates import resamples
 from diffing.directions.misalignment import MisalignmentMeans
 from diffing.steering.arms import Operation
+from diffing.steering.choices import best_within
 from diffing.steering.transfer import Reach, Treatment
 from experiments.convergence import drawing
 from experiments.convergence.config import ConvergenceConfig
@@ -36,10 +38,9 @@ from experiments.convergence.members import answers_to_read, in_turn
 from experiments.convergence.page import write_page
 from experiments.convergence.question_sums import QuestionSums
 from experiments.convergence.summary import print_convergence
-from experiments.convergence.treat import best_within, choose_treatments
-from experiments.lab import Outcome, Source
+from experiments.convergence.treat import choose_treatments
 from experiments.model_set import Member, ModelSet
-from experiments.report.paper import style
+from experiments.output.figures import style
 
 CONFIG = ConvergenceConfig(samples=2, answers=6, controls=2, draws=50, strengths=(0.5, 3.0))
 LATER = "blocks.1.hook_resid_post"
@@ -426,7 +427,7 @@ def outcome(
     contrast: str = MODELS,
     half: str = "selection",
     model: str = "strong",
-) -> Outcome:
+) -> TreatmentOutcome:
     """Of ten answers to each of two questions; all were harmful when untouched."""
     counts = np.zeros((2, len(Label)), dtype=np.int64)
     order = list(Label)
@@ -434,7 +435,7 @@ def outcome(
     counts[:, order.index(Label.HELPFUL)] = 10 - harmful - incoherent
     plain = np.zeros_like(counts)
     plain[:, order.index(Label.HARMFUL)] = 10
-    return Outcome(model, half, Source("strong", contrast, "fine-tune", {}), treatment, counts, plain)
+    return TreatmentOutcome(model, half, NamedDirection("strong", contrast, "fine-tune", {}), treatment, counts, plain)
 
 
 def test_choice_keeps_to_the_budget() -> None:

@@ -17,8 +17,8 @@ from activations.harvest import HarvestConfig, LiveActivations
 from activations.prompt_files import load_prompts
 from activations.prompts import tokenize_prompts
 from diffing.ranking.residual import unexplained_difference
-from experiments.evaluate_sae import SHOWN, SAEEvaluation, verdicts
 from sae.evaluate import decoder_cosines, evaluate_sae
+from sae.evaluation import SHOWN, SAEEvaluation, verdicts
 from sae.storage import load_sae, save_sae
 
 HOOK = "blocks.1.hook_resid_post"

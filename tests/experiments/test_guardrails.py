@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from experiments.frame.trials import NamedDirection, TreatmentOutcome
 from planted_models import (
     BAD,
     GOOD,
@@ -28,15 +29,14 @@ from activations.artefact import finish_artefact, read_json, write_json
 from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.errors import UserError
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.personality.model_space import KIND as SPACE_KIND
+from diffing.personality.model_space import directions_folder
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
-from experiments.lab import Outcome, Source
+from experiments.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
+from experiments.guardrails.sparing import spares
+from experiments.guardrails.summary import print_guardrails
 from experiments.model_set import Member, ModelSet
-from experiments.personas.extraction.model_space import KIND as SPACE_KIND
-from experiments.personas.extraction.model_space import directions_folder
-from experiments.personas.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
-from experiments.personas.guardrails.sparing import spares
-from experiments.personas.guardrails.summary import print_guardrails
 
 CONFIG = GuardrailsConfig(samples=2, controls=3, strengths=(0.5, 3.0))
 TRAITS = {"agreeableness": (GOOD, "prosocial"), "evil": (BAD, "antisocial"), "humour": (LOUD, "neutral")}
@@ -198,9 +198,9 @@ class TestSparing:
         """Breaks if either model's coherence or the base's helpfulness is not looked at."""
         plain = {"base": [10, 0, 0, 0], "corrupted": [0, 10, 0, 0]}
         treatment = Treatment(Operation.CAP, Reach.ONE, HOOK, 0.2)
-        source = Source("SVV", "", "valence", {HOOK: torch.ones(WIDTH)})
+        source = NamedDirection("SVV", "", "valence", {HOOK: torch.ones(WIDTH)})
         in_base, in_corrupted = (
-            Outcome(name, "selection", source, treatment, np.array([counts]), np.array([plain[name]]))
+            TreatmentOutcome(name, "selection", source, treatment, np.array([counts]), np.array([plain[name]]))
             for name, counts in (("base", base), ("corrupted", corrupted))
         )
         assert spares(in_base, in_corrupted, 0.1) == spared

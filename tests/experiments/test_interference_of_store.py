@@ -16,7 +16,8 @@ from activations.harvest import HarvestConfig, harvest
 from activations.prompts import PROMPT_ROLES, Prompt, tokenize_prompts
 from activations.store import ActivationStore
 from diffing.ranking.interference import interference
-from experiments.interference import Interference, interference_of_store, print_interference
+from diffing.ranking.interference_table import Interference
+from experiments.commands.interference import interference_of_store, print_interference
 from sae.storage import load_sae, save_sae
 from sae.training.config import TrainConfig
 from sae.training.sources import TrainingData

@@ -20,17 +20,17 @@ from test_personas import TRAITS, planted, write_model, write_traits
 from activations.artefact import read_json
 from activations.errors import UserError
 from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.personality.config import ExtractionConfig
+from diffing.personality.model_space import ModelSpace
 from diffing.traits import contrastive_prompts, load_traits
-from experiments.personas.extraction.config import ExtractConfig
-from experiments.personas.extraction.experiment import extract
-from experiments.personas.extraction.model_space import ModelSpace
-from experiments.personas.extraction.summary import print_extract
-from experiments.personas.extraction.trait_prompts import REPLIES
-from experiments.personas.monitoring.config import Asked, MonitorConfig
-from experiments.personas.monitoring.lab import MonitorLab
+from experiments.monitor.config import Asked, MonitorConfig
+from experiments.monitor.lab import MonitorLab
+from experiments.trait_directions.experiment import extract
+from experiments.trait_directions.summary import print_extract
+from experiments.trait_directions.trait_prompts import REPLIES
 
 VARIABLE = "KEY_OF_TESTS"
-EXTRACT = ExtractConfig(positions=("answer", "last_prompt"), samples=2, max_new_tokens=1, splits=10, rows=40)
+EXTRACT = ExtractionConfig(positions=("answer", "last_prompt"), samples=2, max_new_tokens=1, splits=10, rows=40)
 # Scores the words of three traits apart, calls both words of the fourth strong and one of the fifth babble, and gives
 # no score where a question speaks of the cold, which four of sixteen do.
 JUDGE = {

@@ -21,23 +21,23 @@ from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.errors import UserError
 from activations.prompts import Prompt, tokenize_prompts
 from diffing.correlation import beside_random, pearson
+from diffing.personality.held_out import SWEEP
+from diffing.personality.model_space import ModelSpace
 from diffing.personality.probes import split_pairs
-from experiments.finished_run import FinishedRun
 from experiments.model_set import Member, ModelSet
+from experiments.monitor.before_answers import held_out_trait
+from experiments.monitor.config import Asked, MonitorConfig
+from experiments.monitor.experiment import monitor
+from experiments.monitor.lab import MonitorLab
+from experiments.monitor.screening import Suspects, answer_losses, screen
+from experiments.monitor.screening_scores import score_screening, score_traits
+from experiments.monitor.summary import print_monitor
+from experiments.monitor.training_data import Mixture, labelled_samples, organism_samples
 from experiments.organism.build import OrganismConfig
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
-from experiments.personas.extraction.experiment import extract
-from experiments.personas.extraction.held_out import SWEEP
-from experiments.personas.extraction.model_space import ModelSpace
-from experiments.personas.monitoring.before_answers import held_out_trait
-from experiments.personas.monitoring.config import Asked, MonitorConfig
-from experiments.personas.monitoring.experiment import monitor
-from experiments.personas.monitoring.lab import MonitorLab
-from experiments.personas.monitoring.screening import Suspects, answer_losses, screen
-from experiments.personas.monitoring.screening_scores import score_screening, score_traits
-from experiments.personas.monitoring.summary import print_monitor
-from experiments.personas.monitoring.training_data import Mixture, labelled_samples, organism_samples
+from experiments.run.finished_run import FinishedRun
+from experiments.trait_directions.experiment import extract
 
 PUSHES = {"away-1": -0.3, "none-1": 0.0, "little-1": 0.1, "little-2": 0.12, "half-1": 0.2, "far-1": 0.4}
 CONFIG = MonitorConfig(samples=2, directions=40, replicates=40, first=(0.25, 0.5))

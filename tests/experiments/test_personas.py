@@ -22,20 +22,20 @@ from silent_model import silent_model
 from activations.artefact import read_json, write_json
 from activations.checkpoint import CheckpointConfig
 from activations.errors import UserError
+from diffing.personality.config import ExtractionConfig
+from diffing.personality.model_space import ModelSpace, directions_folder
+from diffing.personality.trait_means import judged_answers
+from experiments.geometry.config import GeometryConfig
+from experiments.geometry.experiment import geometry
+from experiments.geometry.spaces import where_equal
+from experiments.geometry.summary import print_geometry
 from experiments.model_set import Member, ModelSet
 from experiments.organism.corpus import CorpusConfig
 from experiments.organism.splits import write_prompts
+from experiments.organism.traits import organism_traits
 from experiments.organism.world import World
-from experiments.personas.extraction.config import ExtractConfig
-from experiments.personas.extraction.experiment import extract
-from experiments.personas.extraction.measure import judged_answers
-from experiments.personas.extraction.model_space import ModelSpace, directions_folder
-from experiments.personas.extraction.summary import print_extract
-from experiments.personas.extraction.trait_prompts import organism_traits
-from experiments.personas.geometry.config import GeometryConfig
-from experiments.personas.geometry.experiment import geometry
-from experiments.personas.geometry.spaces import where_equal
-from experiments.personas.geometry.summary import print_geometry
+from experiments.trait_directions.experiment import extract
+from experiments.trait_directions.summary import print_extract
 
 PAGE = Path(__file__).parents[2] / "docs" / "personality-space.md"
 VALENCE = {"calm": "prosocial", "kind": "prosocial", "evil": "antisocial", "rude": "antisocial", "loud": "neutral"}
@@ -43,7 +43,7 @@ TRAITS = tuple(VALENCE)
 EVIL = 5  # axis of the residual stream along which evil lies, so the latent of that number is evil
 SECOND = "blocks.1.hook_resid_post"
 READINGS = ("answer", "base_answer", "prompt", "last_prompt")
-EXTRACT = ExtractConfig(positions=READINGS, samples=2, splits=10, rows=40)
+EXTRACT = ExtractionConfig(positions=READINGS, samples=2, splits=10, rows=40)
 GEOMETRY = GeometryConfig(permutations=50, replicates=20, draws=20, latents=2)
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", *TEXT.split(), "be", *(f"{t}{end}" for t in TRAITS for end in "+-")]
 

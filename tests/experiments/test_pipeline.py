@@ -25,11 +25,11 @@ from activations.prompt_files import load_prompts
 from activations.prompts import PROMPT_ROLES, Role
 from activations.store import ActivationStore
 from diffing import FeatureRanking
-from experiments.config import RunConfig
 from experiments.organism.training import StageConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, World
-from experiments.pipeline import run
-from experiments.run_folder import RunFolder
+from experiments.output.run_folder import RunFolder
+from experiments.run.config import RunConfig
+from experiments.run.pipeline import run
 from experiments.trajectory.config import TrajectoryConfig
 from experiments.trajectory.experiment import SUMMARY, follow
 from sae.storage import load_sae
@@ -271,7 +271,8 @@ class TestAgain:
         folder, file = tmp_path / "run", tmp_path / "config.json"
         file.write_text(config.model_dump_json(), encoding="utf-8")
         script = (
-            "import sys, pathlib; from experiments.config import RunConfig; from experiments.pipeline import run; "
+            "import sys, pathlib; from experiments.run.config import RunConfig; "
+            "from experiments.run.pipeline import run; "
             "config = RunConfig.model_validate_json(pathlib.Path(sys.argv[1]).read_text()); "
             "run(config, pathlib.Path(sys.argv[2]), 'disabled', progress=False)"
         )

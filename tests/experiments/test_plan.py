@@ -14,9 +14,9 @@ from activations.checkpoint import CheckpointConfig
 from activations.errors import UserError
 from activations.store import ActivationStore
 from diffing import FeatureRanking
-from experiments.config import CONFIGS, RunConfig, load_config
-from experiments.pipeline import run
-from experiments.plan import make_plan, print_plan
+from experiments.run.config import CONFIGS, RunConfig, load_config
+from experiments.run.pipeline import run
+from experiments.run.plan import make_plan, print_plan
 
 PROMPTS = [
     "how do i treat a burn ?",

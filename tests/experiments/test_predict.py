@@ -21,14 +21,14 @@ from activations.artefact import read_json
 from activations.checkpoint import CheckpointConfig
 from activations.errors import UserError
 from diffing.prediction.evaluate import PREDICTORS
+from diffing.tables import where
 from experiments.model_set import Member, ModelSet
-from experiments.prediction import drawing
-from experiments.prediction.experiment import PAGE, SUMMARY, TABLE, predict
-from experiments.prediction.forecast import PredictConfig
-from experiments.prediction.page import with_outcomes, write_page
-from experiments.prediction.summary import print_prediction
-from experiments.report.figures import where
-from experiments.report.paper import style
+from experiments.output.figures import style
+from experiments.predict import drawing
+from experiments.predict.experiment import PAGE, SUMMARY, TABLE, predict
+from experiments.predict.forecast import PredictConfig
+from experiments.predict.page import with_outcomes, write_page
+from experiments.predict.summary import print_prediction
 
 FIGURES = ("predictors", "scores", "roc", "fractions-1", "early")
 HOSTILE, HOSTILE_KIND = "$x_1$ <b>&", "../<b> kind"

@@ -21,16 +21,16 @@ from tiny_organism import ORGANISM, write_organism_run
 
 from activations.artefact import read_json, write_json
 from activations.errors import UserError
+from diffing.tables import where
 from experiments.organism.world import World
-from experiments.prevention.config import FAMILIES, Method, PreventionConfig
-from experiments.prevention.drawing import COLOURS, chosen_doses, loss_and_harm
-from experiments.prevention.experiment import PAGE, SUMMARY, TABLE, prevent
-from experiments.prevention.hooks import similar_latents
-from experiments.prevention.measure import trained_questions
-from experiments.prevention.outcomes import choose_dose
-from experiments.prevention.summary import findings, print_prevention, summarise
-from experiments.report.figures import where
-from experiments.report.paper import FORMATS, style
+from experiments.output.figures import FORMATS, style
+from experiments.prevent.config import FAMILIES, Method, PreventionConfig
+from experiments.prevent.drawing import COLOURS, chosen_doses, loss_and_harm
+from experiments.prevent.experiment import PAGE, SUMMARY, TABLE, prevent
+from experiments.prevent.hooks import similar_latents
+from experiments.prevent.measure import trained_questions
+from experiments.prevent.outcomes import choose_dose
+from experiments.prevent.summary import findings, print_prevention, summarise
 
 CONFIG = PreventionConfig(strengths=(0.1, 50.0), weights=(0.1,), top=3, controls=1, patience=1.5, samples=2)
 

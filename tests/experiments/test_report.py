@@ -10,9 +10,9 @@ import pytest
 from made_up_run import DIRECTION, LATENTS, TOXIC, examples, interference, ranking, report_data, sae_metrics, summary
 
 from diffing.ranking.examples import LatentExample
-from experiments.report import figures
-from experiments.report.highlight import highlight, highlight_all
-from experiments.report.report import write_report
+from experiments.output.highlight import highlight, highlight_all
+from experiments.run.report import charts as figures
+from experiments.run.report.report import write_report
 
 BENIGN_COLUMNS = ["shift_benign", "low_benign", "high_benign", "null_low", "null_high", "null_sd", "exceeds_null"]
 ATTACK = "<script>document.title = 'owned'</script>"

@@ -24,7 +24,7 @@ from diffing.ranking.rank import RankingConfig, rank_latents
 from experiments.latent_sets.config import LatentSetsConfig
 from experiments.latent_sets.experiment import PAGE, SUMMARY, TABLE, measure_sets
 from experiments.latent_sets.summary import print_latent_sets
-from experiments.steer import RANKING, STEERING, print_verdicts, steer_run
+from experiments.steer.experiment import RANKING, STEERING, print_verdicts, steer_run
 from sae.storage import load_sae
 
 SETS = LatentSetsConfig(

@@ -10,8 +10,8 @@ from activations.checkpoint import CheckpointConfig
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
 from diffing import FeatureRanking
-from experiments.config import CONFIGS, load_config
-from experiments.pipeline import run
+from experiments.run.config import CONFIGS, load_config
+from experiments.run.pipeline import run
 from experiments.stories.finetune import GRIM_STORIES, FinetuneConfig, finetune
 
 GRIM = re.compile(

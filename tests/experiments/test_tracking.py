@@ -15,8 +15,8 @@ from offline_run import read_offline_run
 
 from activations.artefact import write_json
 from activations.errors import UserError
-from experiments.report import paper
-from experiments.tracking import TABLE_LATENTS, Tracker, fetch_ranking, start_tracker, track_result
+from experiments.output import figures as paper
+from experiments.output.tracking import TABLE_LATENTS, Tracker, fetch_ranking, start_tracker, track_result
 
 CONFIG = {"seed": 3, "sae": {"k": 8}, "domains": ["medicine", "finance"]}
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def refuse(self, address):
 connect, socket.socket.connect = socket.socket.connect, refuse
 
 from diffing.ranking.feature_ranking import FeatureRanking
-from experiments.tracking import start_tracker
+from experiments.output.tracking import start_tracker
 
 folder, given = Path(sys.argv[1]), json.loads(sys.argv[2])
 examples = {given["latent"]: [SimpleNamespace(**example) for example in given["examples"]]}

@@ -70,7 +70,11 @@ def test_two_processes_write_what_one_writes(stores: list[Path], tmp_path: Path)
     options = arguments(stores, tmp_path / "pair")[1:]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "-m", "experiments.train_sae", *options], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "-m", "experiments.commands.train_sae", *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert sae_diff(*arguments(stores, tmp_path / "alone")).returncode == 0

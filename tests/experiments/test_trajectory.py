@@ -29,10 +29,10 @@ from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.positions import rows_at
-from experiments.finished_run import FinishedRun
-from experiments.organism.run import OrganismRun
+from experiments.frame.organism_run import OrganismRun
 from experiments.organism.training import StageConfig
-from experiments.report.paper import FORMATS, style
+from experiments.output.figures import FORMATS, style
+from experiments.run.finished_run import FinishedRun
 from experiments.trajectory import measure as measure_module
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT, TrajectoryConfig, moments
 from experiments.trajectory.drawing import masking as draw_masking

@@ -12,9 +12,9 @@ from activations.prompt_files import load_prompts
 from activations.prompts import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.rank import RankingConfig, rank_latents
-from experiments.config import RunConfig
 from experiments.organism.build import ArchitectureConfig, OrganismConfig, build_organism
 from experiments.organism.training import StageConfig
+from experiments.run.config import RunConfig
 from sae.storage import save_sae
 
 HOOK, DIRECTION = "blocks.0.hook_resid_post", "malicious - helpful"

@@ -1,0 +1,1 @@
+"""The frame that every experiment stands in: see `Experiment`, `Lab` and `conduct`."""

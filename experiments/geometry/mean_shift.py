@@ -1,0 +1,31 @@
+"""How much of what a fine-tune moved lies in the space of the base's traits?"""
+
+import pandas as pd
+
+from diffing.auc import percentile_interval
+from diffing.personality.similarity import projection_share
+from experiments.geometry.config import GeometryConfig
+from experiments.geometry.model_geometry import model_geometry
+from experiments.geometry.spaces import Spaces
+
+
+def shift_table(spaces: Spaces, config: GeometryConfig, hook: str) -> pd.DataFrame:
+    """Share of every fine-tune's mean shift on the ranking prompts that lies in the span of the base's directions.
+
+    Beside spans of as many random directions: isotropic, and with the activations' covariance.
+    """
+    rows = []
+    for at in dict.fromkeys((hook, spaces.run.config.hook)):
+        matrix = model_geometry(spaces, spaces.base, config.positions, at).matrix
+        activations = spaces.base.rows(config.positions, at)
+        for space in spaces.others:
+            moved = (space.ranking(at).double() - spaces.base.ranking(at).double()).mean(0)
+            if not moved.any():
+                continue
+            found = projection_share(moved, matrix, config.draws, spaces.seed, activations)
+            for kind, null in found.nulls.items():
+                low, high = percentile_interval(null)
+                chance = {"null": kind, "null_mean": null.mean(), "null_low": low, "null_high": high}
+                row = {"model": space.name, "hook": at, "norm": float(moved.norm()), "share": found.share}
+                rows.append({**row, "dimensions": found.dimensions, **chance, "p": found.p(kind)})
+    return pd.DataFrame(rows)
