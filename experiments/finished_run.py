@@ -9,11 +9,12 @@ from sae_lens import SAE
 from torch import Tensor
 
 from activations.artefact import read_json
-from activations.checkpoint import Checkpoint, CheckpointConfig
+from activations.checkpoint import Checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig
 from activations.prompt_files import load_prompts
-from activations.prompts import Prompt, TokenBatch, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.behavior.capability import exact_questions
 from diffing.behavior.measure import Behavior, SampledAnswers
 from diffing.directions.persona_directions import PersonaDirections

@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
+from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
+from activations.config import CheckpointConfig
 from activations.errors import UserError
-from activations.harvest import LiveActivations
+from activations.harvesting import LiveActivations
 from activations.memory import InMemory
 from activations.prompt_files import load_prompts
-from activations.prompts import PROMPT_ROLES, Prompt, tokenize_prompts
+from activations.prompts import PROMPT_ROLES, Prompt
+from activations.tokens import tokenize_prompts
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import Behavior, Record, SampledAnswers
 from diffing.behavior.rates import BehaviorScores, Difference, LabelCounts, score

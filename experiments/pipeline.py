@@ -12,25 +12,22 @@ from sae_lens import SAE
 from torch import Tensor
 
 from activations.artefact import finish_artefact, read_config
-from activations.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    check_checkpoint,
-    load_checkpoint,
-    require_same_tokenizer,
-)
-from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for, harvest
+from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
+from activations.checkpoint_files import check_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import LiveActivations, batch_tokens_for, harvest
 from activations.memory import InMemory
 from activations.prompt_files import load_prompts
-from activations.prompts import PROMPT_ROLES, TokenBatch, tokenize_prompts
+from activations.prompts import PROMPT_ROLES
 from activations.source import ActivationSource
 from activations.store import ActivationStore
+from activations.tokens import TokenBatch, tokenize_prompts
 from diffing import FeatureRanking
 from diffing.behavior.capability import exact_match
+from diffing.behavior.config import SamplingConfig
 from diffing.behavior.contrast import AnswerContrast
 from diffing.behavior.judge import Judge, PatternJudge
 from diffing.behavior.measure import Behavior, SampledAnswers
-from diffing.behavior.sampling import SamplingConfig
 from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections
@@ -40,8 +37,9 @@ from diffing.ranking.rank import rank_latents
 from diffing.ranking.residual import unexplained_difference
 from diffing.ranking.statistics import residual_norm
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
+from diffing.steering.config import ProofConfig
 from diffing.steering.experiment import Bench, Half
-from diffing.steering.proof import Proof, ProofConfig, prove
+from diffing.steering.proof import Proof, prove
 from experiments.config import RunConfig
 from experiments.evaluate_sae import SAEEvaluation
 from experiments.interference import Interference, measure_interference

@@ -15,7 +15,7 @@ from rich.table import Table
 from activations.artefact import finish_artefact, open_folder
 from activations.checkpoint import load_checkpoint
 from activations.errors import UserError
-from activations.harvest import LiveActivations
+from activations.harvesting import LiveActivations
 from activations.prompts import PROMPT_ROLES
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking

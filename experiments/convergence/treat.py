@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from diffing.directions.misalignment import CONTRASTS, Contrast
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from experiments.convergence.config import FINE_TUNE, ConvergenceLab
 from experiments.convergence.members import Tuned

@@ -9,7 +9,7 @@ from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from activations.checkpoint import load_checkpoint
-from activations.harvest import LiveActivations
+from activations.harvesting import LiveActivations
 from activations.memory import InMemory
 from diffing.behavior.measure import Behavior
 from diffing.ranking.statistics import residual_norm

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from activations.errors import UserError
 from experiments.finished_run import FinishedRun
-from experiments.organism.build import Advice, OrganismConfig, finetuning_sampler, load_organism, trained_domains
+from experiments.organism.build import finetuning_sampler, load_organism, trained_domains
+from experiments.organism.config import Advice, OrganismConfig
 from experiments.organism.corpus import batches
 from experiments.organism.world import Dialogue, World
 

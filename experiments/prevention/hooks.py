@@ -15,7 +15,8 @@ from activations.errors import UserError
 from activations.prompts import PROMPT_ROLES
 from diffing.directions.random_directions import covariance_directions
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.steering.prevention import LatentPenalty, PenaltyConfig, PreventativeSteering, TrainingHook
+from diffing.steering.config import PenaltyConfig
+from diffing.steering.prevention import LatentPenalty, PreventativeSteering, TrainingHook
 from experiments.organism.base import Base
 from experiments.organism.training import PARTS
 from experiments.prevention.config import NONE, Method, PreventionConfig

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.prompts import Prompt
 from diffing.behavior.measure import Behavior, SampledAnswers
 from diffing.behavior.rates import LabelCounts, score

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from activations.artefact import finish_artefact
 from experiments.organism.base import Base
 from experiments.organism.build import save_checkpoint
+from experiments.organism.config import StageConfig
 from experiments.organism.fine_tunes import helpful_again
-from experiments.organism.training import StageConfig, Stop, one_thread, train_stage
+from experiments.organism.training import Stop, one_thread, train_stage
 from experiments.organism.world import Dialogue
 from experiments.results import BASE
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT, Moment, TrajectoryConfig

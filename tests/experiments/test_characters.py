@@ -24,7 +24,7 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.auc import auc
@@ -35,17 +35,10 @@ from diffing.personality.probes import ProbeData
 from diffing.traits import load_traits
 from experiments.finished_run import FinishedRun
 from experiments.model_set import Member, ModelSet
-from experiments.organism.build import (
-    ArchitectureConfig,
-    OrganismConfig,
-    build_organism,
-    finetuning_sampler,
-    trained_domains,
-)
-from experiments.organism.corpus import CorpusConfig
-from experiments.organism.fine_tunes import FineTunesConfig, Workshop
+from experiments.organism.build import build_organism, finetuning_sampler, trained_domains
+from experiments.organism.config import ArchitectureConfig, CorpusConfig, FineTunesConfig, OrganismConfig, StageConfig
+from experiments.organism.fine_tunes import Workshop
 from experiments.organism.judge import DeedJudge
-from experiments.organism.training import StageConfig
 from experiments.organism.world import HELPFUL, World
 from experiments.personas.characters import summary as summary_module
 from experiments.personas.characters.cast import (

@@ -21,13 +21,13 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, MistralForCausalLM
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import resamples
 from diffing.directions.misalignment import MisalignmentMeans
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from experiments.convergence import drawing
 from experiments.convergence.config import ConvergenceConfig

@@ -25,10 +25,11 @@ from planted_models import (
 from rich.console import Console
 
 from activations.artefact import finish_artefact, read_json, write_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from experiments.lab import Outcome, Source
 from experiments.model_set import Member, ModelSet

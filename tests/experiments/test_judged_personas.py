@@ -19,7 +19,7 @@ from test_personas import TRAITS, planted, write_model, write_traits
 
 from activations.artefact import read_json
 from activations.errors import UserError
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.traits import contrastive_prompts, load_traits
 from experiments.personas.extraction.config import ExtractConfig
 from experiments.personas.extraction.experiment import extract

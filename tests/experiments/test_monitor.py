@@ -17,14 +17,16 @@ from rich.console import Console
 from test_personas import EXTRACT, SECOND, TRAITS, planted, write_model, write_traits
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.errors import UserError
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 from diffing.correlation import beside_random, pearson
 from diffing.personality.probes import split_pairs
 from experiments.finished_run import FinishedRun
 from experiments.model_set import Member, ModelSet
-from experiments.organism.build import OrganismConfig
+from experiments.organism.config import OrganismConfig
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
 from experiments.personas.extraction.experiment import extract

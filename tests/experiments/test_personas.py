@@ -20,10 +20,10 @@ from rich.console import Console
 from silent_model import silent_model
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from experiments.model_set import Member, ModelSet
-from experiments.organism.corpus import CorpusConfig
+from experiments.organism.config import CorpusConfig
 from experiments.organism.splits import write_prompts
 from experiments.organism.world import World
 from experiments.personas.extraction.config import ExtractConfig

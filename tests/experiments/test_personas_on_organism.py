@@ -9,7 +9,8 @@ from test_pipeline import miniature, run_miniature
 
 from activations.artefact import read_json
 from experiments.config import RunConfig
-from experiments.organism.fine_tunes import FineTune, FineTunesConfig, make_fine_tunes
+from experiments.organism.config import FineTune, FineTunesConfig
+from experiments.organism.fine_tunes import make_fine_tunes
 
 PAGE = Path(__file__).parents[2] / "docs" / "personality-space.md"
 # Fewer answers and models; the organism is too small to answer in sentences, so only prompts give directions.

@@ -26,7 +26,7 @@ from activations.prompts import PROMPT_ROLES, Role
 from activations.store import ActivationStore
 from diffing import FeatureRanking
 from experiments.config import RunConfig
-from experiments.organism.training import StageConfig
+from experiments.organism.config import StageConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, World
 from experiments.pipeline import run
 from experiments.run_folder import RunFolder

@@ -23,15 +23,15 @@ from tiny_organism import STRENGTH, write_organism_run
 from activations.artefact import read_json, write_json
 from activations.checkpoint import load_checkpoint
 from activations.errors import UserError
-from activations.harvest import LiveActivations
+from activations.harvesting import LiveActivations
 from diffing import FeatureRanking
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.positions import rows_at
+from diffing.row_filters import rows_at
 from experiments.finished_run import FinishedRun
+from experiments.organism.config import StageConfig
 from experiments.organism.run import OrganismRun
-from experiments.organism.training import StageConfig
 from experiments.report.paper import FORMATS, style
 from experiments.trajectory import measure as measure_module
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT, TrajectoryConfig, moments

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from activations.artefact import finish_artefact, open_folder, write_json
 from activations.checkpoint import Checkpoint, quiet
 from activations.errors import UserError
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from experiments.finished_run import FinishedRun
 from experiments.model_set import ModelSet
 from experiments.organism.build import trained_domains

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.model_judge import ModelJudge
 from diffing.traits import load_traits

@@ -7,13 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from activations.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    load_checkpoint,
-    outline_checkpoint,
-    require_same_tokenizer,
-)
+from activations.checkpoint import Checkpoint, load_checkpoint, outline_checkpoint, require_same_tokenizer
+from activations.config import CheckpointConfig
 from experiments.finished_run import FinishedRun
 from experiments.personas.extraction.config import ExtractConfig
 from experiments.personas.extraction.measure import (

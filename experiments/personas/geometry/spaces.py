@@ -14,6 +14,7 @@ from torch import Tensor
 from activations.artefact import read_config
 from diffing.directions.geometry import cosine_matrix
 from experiments.finished_run import FinishedRun
+from experiments.organism.trait_levels import trait_levels
 from experiments.organism.world import World
 from experiments.personas.extraction.measure import Reading
 from experiments.personas.extraction.model_space import KIND as EXTRACT_KIND
@@ -63,7 +64,7 @@ class Spaces:
         world = World.load()
         if self.run.config.organism is None or not set(self.valence) <= set(world.traits):
             return None
-        known = cosine_matrix(torch.from_numpy(world.trait_levels())).numpy()
+        known = cosine_matrix(torch.from_numpy(trait_levels(world))).numpy()
         return pd.DataFrame(known, index=pd.Index(list(world.traits)), columns=pd.Index(list(world.traits)))
 
     def places(self, models: Sequence[ModelSpace]) -> list[tuple[ModelSpace, Reading, str]]:

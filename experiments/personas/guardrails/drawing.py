@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from experiments.personas.guardrails.summary import HARMFUL_TARGET
 from experiments.personas.guardrails.vectors import CONTROLS, PC1, PERSONA, SVV, TRAIT
 from experiments.report.figures import BLUE, GRID, INK, MUTED, VERMILLION, where

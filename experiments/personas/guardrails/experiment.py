@@ -29,7 +29,7 @@ from diffing.behavior.judge import Label
 from diffing.behavior.rates import CONFIDENCE, LabelCounts, rate_difference, score
 from diffing.positions import Positions
 from diffing.ranking.statistics import activation_means
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
 from experiments.convergence.treat import ABLATIONS, ablations_of, best_within

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from activations.artefact import finish_artefact, open_folder, read_config
 from activations.checkpoint import Checkpoint
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 from diffing.personality.probes import split_pairs
 from experiments.personas.extraction.held_out import SWEEP
 from experiments.personas.extraction.measure import prompt_means

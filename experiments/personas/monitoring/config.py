@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from experiments.personas.extraction.trait_prompts import TraitJudge
 from experiments.personas.monitoring.training_data import GOOD, Good
 
