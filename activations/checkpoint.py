@@ -7,22 +7,22 @@ No compatibility mode: weights stay as they were trained, so activations equal H
 import copy
 import difflib
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from activations.artefact import file_hash, read_json
+from activations.artefact import file_hash
+from activations.checkpoint_files import ADAPTER_CONFIG, TOKENIZER, check_base, check_checkpoint
+from activations.config import CheckpointConfig
 from activations.device import require_device
 from activations.errors import UserError
 
@@ -31,45 +31,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-_WEIGHTS = "model.safetensors"
-_WEIGHTS_INDEX = "model.safetensors.index.json"
-_ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_TOKENIZER = "tokenizer.json"
 _IDENTITY = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
     "*token*.json",
     "chat_template*",
-    _ADAPTER_CONFIG,
+    ADAPTER_CONFIG,
 )
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-
-
-class CheckpointConfig(BaseModel):
-    """Which model to load, and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str = Field(description="Folder in Hugging Face format, or a name on the hub.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model.")
-    adapter: str | None = Field(default=None, description="PEFT adapter (folder or hub name) to merge into the model.")
-    device: str = Field(default="cpu", description="Torch device, such as cpu, cuda or cuda:1.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="Number format of the weights."
-    )
-
-    @property
-    def name(self) -> str:
-        """How messages and artefacts call the model."""
-        revision = f"@{self.revision}" if self.revision else ""
-        return self.model + revision + (f" + {self.adapter}" if self.adapter else "")
-
-    def placed(self, device: str, dtype: str) -> "CheckpointConfig":
-        """The same model on `device` in `dtype`, unless it names its own."""
-        defaults = {"device": device, "dtype": dtype}
-        return self.model_copy(update={k: v for k, v in defaults.items() if k not in self.model_fields_set})
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,25 +177,6 @@ def load_checkpoint(config: CheckpointConfig, role: str = "model") -> Checkpoint
     return Checkpoint(config, role, bridge, tokenizer, fingerprint)
 
 
-def check_checkpoint(config: CheckpointConfig, role: str = "model") -> None:
-    """Checks all of a checkpoint that needs neither network nor loading: folders, files, and the adapter's base.
-
-    Raises:
-        UserError: naming the folder, what is wrong with it, and the remedy.
-    """
-    folder = _local(config.model, f"{role} model")
-    if folder is not None:
-        if config.revision is not None:
-            raise UserError(
-                f"The {role} model {folder} is a folder, so it has no revision {config.revision}; leave it out."
-            )
-        _check_model_folder(folder, role)
-    if config.adapter is not None:
-        adapter = _local(config.adapter, f"{role} adapter")
-        if adapter is not None:
-            _check_adapter_folder(adapter, config.model, role)
-
-
 def outline_checkpoint(config: CheckpointConfig, role: str = "model") -> Checkpoint | None:
     """A checkpoint's tokenizer and architecture without its weights: hooks, widths and sizes, on torch's meta device.
 
@@ -305,74 +255,6 @@ def _add_hook(point: Any, function: Callable[[Tensor], Tensor | None]) -> Callab
     return remove
 
 
-def _local(source: str, what: str) -> Path | None:
-    """The folder that `source` names; None if it is a hub name."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not _HUB_NAME.fullmatch(source):
-        raise UserError(f"The {what} {source} is not a folder; give a Hugging Face folder or a name on the hub.")
-    return None
-
-
-def _check_model_folder(folder: Path, role: str) -> None:
-    where = f"The {role} model {folder}"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{where} has no config.json; give a folder that save_pretrained wrote.")
-    read_json(folder / "config.json")
-    for weights in _weight_files(folder, where):
-        _check_safetensors(weights, where)
-    if not (folder / _TOKENIZER).is_file():
-        raise UserError(f"{where} has no {_TOKENIZER}; save its fast tokenizer there with save_pretrained.")
-
-
-def _weight_files(folder: Path, where: str) -> list[Path]:
-    if (folder / _WEIGHTS_INDEX).is_file():
-        index = read_json(folder / _WEIGHTS_INDEX)
-        files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
-        if not files:
-            raise UserError(f"{where} has a damaged {_WEIGHTS_INDEX}; copy or save the folder again.")
-        return files
-    if not (folder / _WEIGHTS).is_file():
-        raise UserError(f"{where} has no {_WEIGHTS}: it was not written to its end; copy or save the folder again.")
-    return [folder / _WEIGHTS]
-
-
-def _check_safetensors(path: Path, where: str) -> None:
-    """Compares a file's size with what its header promises, without reading the tensors."""
-    half = f"{where} is half-written: {path.name} "
-    if not path.is_file():
-        raise UserError(f"{half}is missing; copy or save the folder again.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        # A size check first: a broken length must not make us read gigabytes.
-        header = file.read(length) if 8 + length <= size else b""
-    try:
-        tensors = json.loads(header)
-        end = max(entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{half}has no whole header; copy or save the folder again.") from None
-    if size != 8 + length + end:
-        raise UserError(f"{half}has {size} bytes instead of {8 + length + end}; copy or save the folder again.")
-
-
-def _check_adapter_folder(folder: Path, model: str, role: str) -> None:
-    where = f"The {role} adapter {folder}"
-    if not (folder / _ADAPTER_CONFIG).is_file():
-        raise UserError(f"{where} has no {_ADAPTER_CONFIG}; give a folder that peft's save_pretrained wrote.")
-    if not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"{where} has no {_ADAPTER_WEIGHTS}; copy or save the adapter again.")
-    _check_safetensors(folder / _ADAPTER_WEIGHTS, where)
-    _check_base(where, read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path"), model)
-
-
-def _check_base(where: str, base: str | None, model: str) -> None:
-    # A folder may have been moved since, and forks keep the name: only the last part has to agree.
-    if base and Path(base).name != Path(model).name and Path(base).resolve() != Path(model).resolve():
-        raise UserError(f"{where} was made for {base}, not for {model}; load it with the model that it was made for.")
-
-
 def _load_tokenizer(config: CheckpointConfig, role: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
@@ -381,7 +263,7 @@ def _load_tokenizer(config: CheckpointConfig, role: str) -> "PreTrainedTokenizer
             config.model, revision=config.revision, local_files_only=Path(config.model).is_dir()
         )
     if not tokenizer.is_fast:
-        raise UserError(f"The {role} model {config.model} has no fast tokenizer; convert it to a {_TOKENIZER}.")
+        raise UserError(f"The {role} model {config.model} has no fast tokenizer; convert it to a {TOKENIZER}.")
     return tokenizer
 
 
@@ -415,7 +297,7 @@ def _merge_adapter(model: Any, config: CheckpointConfig, role: str) -> nn.Module
     where = f"The {role} adapter {config.adapter}"
     with _hub_errors(config.adapter, role):
         adapter = PeftConfig.from_pretrained(config.adapter)
-    _check_base(where, adapter.base_model_name_or_path, config.model)
+    check_base(where, adapter.base_model_name_or_path, config.model)
     try:
         with warnings.catch_warnings():
             # peft leaves what it does not find at its initial value, which does nothing, and only warns.

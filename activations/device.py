@@ -1,7 +1,5 @@
 """The device that a user named: whether it can be used here."""
 
-import torch
-
 from activations.errors import UserError
 
 
@@ -11,6 +9,8 @@ def require_device(device: str) -> None:
     Raises:
         UserError: if torch does not know it, or was built or is run without it.
     """
+    import torch
+
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -1,28 +1,35 @@
-"""Prompts, persona pairs and tokens from the files that this field publishes, and texts from data sets."""
+"""Prompts and persona pairs from the files that this field publishes, and texts from data sets; without torch."""
 
-import csv
 import glob
-import io
-import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import yaml
-from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from activations.errors import UserError
-from activations.prompts import Message, Prompt, Role, TokenBatch, require_content
+from activations.file_rows import (
+    Place,
+    claim,
+    csv_rows,
+    entries,
+    from_json,
+    jsonl_rows,
+    lines,
+    one_line,
+    parse,
+    read_text,
+    short_name,
+)
+from activations.prompts import Message, Prompt, require_content
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 _CSV_PROMPTS = ("prompt", "question", "user", "text")
 _STREAM_BUILDERS = {".jsonl": "json", ".txt": "text", ".parquet": "parquet"}
-_TOKEN_COLUMNS = ("id", "input_ids", "attention_mask")
 # What datasets lets through from the network, the file system and the parsers.
 _UNREADABLE = (OSError, ValueError, RuntimeError)
 
@@ -52,40 +59,14 @@ def load_prompts(path: Path) -> list[Prompt]:
     if reader is None:
         raise UserError(f"{path} is no {', '.join(_READERS)} file of prompts; convert it to one of them.")
     prompts: list[Prompt] = []
-    seen: dict[str, _Place] = {}
+    seen: dict[str, Place] = {}
     for place, prompt in reader(path):
         _require_prompt(prompt, place)
-        _claim(prompt.id, place, seen)
+        claim(prompt.id, place, seen)
         prompts.append(prompt)
     if not prompts:
         raise UserError(f"{path} holds no prompts; write at least one into it.")
     return prompts
-
-
-def load_tokens(path: Path, special_ids: Collection[int] = ()) -> TokenBatch:
-    """Reads prompts that are tokenized already.
-
-    Args:
-        path: Folder that `datasets.Dataset.save_to_disk` wrote (so does sae-lens's pretokenizer), or `.jsonl`; with
-            `input_ids` in every row, and optional `id` and `attention_mask`. Masked positions are left out.
-        special_ids: Token ids that get `Role.SPECIAL`; all others get `Role.PROMPT`.
-
-    Raises:
-        UserError: naming file and row, for a row without such token ids or with an id that repeats; or for what is
-            neither such a folder nor such a file.
-    """
-    if not path.is_dir() and path.suffix.lower() != ".jsonl":
-        raise UserError(f"{path} is neither a folder nor a .jsonl file of tokens; give one of them.")
-    rows = _saved_rows(path) if path.is_dir() else _jsonl_rows(path)
-    seen: dict[str, _Place] = {}
-    tokens: list[np.ndarray] = []
-    for place, value in rows:
-        row = _parse(_TokenRow, value, place)
-        _claim(place.default_id if row.id is None else str(row.id), place, seen)
-        tokens.append(_unmasked(row, place))
-    if not tokens:
-        raise UserError(f"{path} holds no rows of tokens; tokenize at least one prompt.")
-    return TokenBatch(tuple(seen), tuple(tokens), tuple(_roles(array, special_ids) for array in tokens))
 
 
 def stream_texts(
@@ -111,21 +92,6 @@ def stream_texts(
     """
     dataset = _open_stream(source, column, split, config)
     return lambda: islice(_texts(dataset, source, column), limit)
-
-
-class _Place(NamedTuple):
-    """Where a prompt stands, as messages name it."""
-
-    path: Path
-    unit: Literal["line", "entry"]
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.number}" if self.unit == "line" else f"{self.path}, entry {self.number}"
-
-    @property
-    def default_id(self) -> str:
-        return f"{_short_name(self.path)}:{self.number}"
 
 
 class _Turn(BaseModel):
@@ -172,46 +138,35 @@ class _Trait(BaseModel):
     questions: list[str] = Field(min_length=1, description="User turns.")
 
 
-class _TokenRow(BaseModel):
-    """One tokenized prompt."""
-
-    id: str | int | None = Field(default=None, description="Id of the prompt; default: file name and number.")
-    input_ids: list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]] = Field(description="Token ids.")
-    attention_mask: list[Literal[0, 1]] | None = Field(default=None, description="0 = padding.")
+def _jsonl_prompts(path: Path) -> Iterator[tuple[Place, Prompt]]:
+    return ((place, _row_prompt(value, place)) for place, value in jsonl_rows(path))
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def _jsonl_prompts(path: Path) -> Iterator[tuple[_Place, Prompt]]:
-    return ((place, _row_prompt(value, place)) for place, value in _jsonl_rows(path))
-
-
-def _json_prompts(path: Path) -> Iterator[tuple[_Place, Prompt]]:
-    value = _from_json(_read_text(path), path)
-    entries = value if isinstance(value, list) else _trait(value, path).questions
-    for place, entry in _entries(entries, path):
+def _json_prompts(path: Path) -> Iterator[tuple[Place, Prompt]]:
+    value = from_json(read_text(path), path)
+    listed = value if isinstance(value, list) else _trait(value, path).questions
+    for place, entry in entries(listed, path):
         yield place, Prompt.chat(place.default_id, entry) if isinstance(entry, str) else _row_prompt(entry, place)
 
 
-def _yaml_prompts(path: Path) -> Iterator[tuple[_Place, Prompt]]:
+def _yaml_prompts(path: Path) -> Iterator[tuple[Place, Prompt]]:
     try:
-        questions = yaml.safe_load(_read_text(path)) or []
+        questions = yaml.safe_load(read_text(path)) or []
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is no valid YAML ({_one_line(error)}); correct it.") from None
+        raise UserError(f"{path} is no valid YAML ({one_line(error)}); correct it.") from None
     if not isinstance(questions, list):
         raise UserError(f"{path} is no list of questions; begin each with '- id:' and give it 'paraphrases'.")
-    for place, entry in _entries(questions, path):
-        question = _parse(_Question, entry, place)
+    for place, entry in entries(questions, path):
+        question = parse(_Question, entry, place)
         several = len(question.paraphrases) > 1
         for number, paraphrase in enumerate(question.paraphrases, 1):
             id = f"{question.id}/{number}" if several else str(question.id)
             yield place, Prompt.chat(id, paraphrase, system=question.system or None)
 
 
-def _csv_prompts(path: Path) -> Iterator[tuple[_Place, Prompt]]:
-    rows = _csv_rows(path)
-    place, header = next(rows, (_Place(path, "line", 1), []))
+def _csv_prompts(path: Path) -> Iterator[tuple[Place, Prompt]]:
+    rows = csv_rows(path)
+    place, header = next(rows, (Place(path, "line", 1), []))
     names = [name.strip().lower() for name in header]
     found = [name for name in names if name in _CSV_PROMPTS]
     if len(found) != 1:
@@ -228,11 +183,11 @@ def _csv_prompts(path: Path) -> Iterator[tuple[_Place, Prompt]]:
         yield place, _prompt_of(_Row.model_validate(row_values), place)
 
 
-def _text_prompts(path: Path) -> Iterator[tuple[_Place, Prompt]]:
-    return ((place, Prompt.plain(place.default_id, line.strip())) for place, line in _lines(path))
+def _text_prompts(path: Path) -> Iterator[tuple[Place, Prompt]]:
+    return ((place, Prompt.plain(place.default_id, line.strip())) for place, line in lines(path))
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[_Place, Prompt]]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[tuple[Place, Prompt]]]] = {
     ".jsonl": _jsonl_prompts,
     ".json": _json_prompts,
     ".yaml": _yaml_prompts,
@@ -242,8 +197,8 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[_Place, Prompt]]]] = {
 }
 
 
-def _row_prompt(value: object, place: _Place) -> Prompt:
-    row = _parse(_Row, value, place)
+def _row_prompt(value: object, place: Place) -> Prompt:
+    row = parse(_Row, value, place)
     if sum(field is not None for field in (row.messages, row.prompt, row.text)) != 1:
         found = ", ".join(sorted(row.model_fields_set)) or "none"
         raise UserError(
@@ -253,7 +208,7 @@ def _row_prompt(value: object, place: _Place) -> Prompt:
     return _prompt_of(row, place)
 
 
-def _prompt_of(row: _Row, place: _Place) -> Prompt:
+def _prompt_of(row: _Row, place: Place) -> Prompt:
     id = place.default_id if row.id is None else str(row.id)
     if row.text is not None:
         if row.system:
@@ -272,126 +227,14 @@ def _trait(value: object, path: Path) -> _Trait:
             f"{path} has no 'questions' at its top, as the files of persona vectors have; "
             "see activations.prompt_files for the formats."
         )
-    return _parse(_Trait, value, path)
+    return parse(_Trait, value, path)
 
 
-def _parse(model: type[_Model], value: object, place: _Place | Path) -> _Model:
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{place}: expected an object, found {value!r:.40}; see activations.prompt_files for the format."
-        )
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{place}: {f'{key}: ' if key else ''}{first['msg']}; see activations.prompt_files for the format."
-        ) from None
-
-
-def _require_prompt(prompt: Prompt, place: _Place | Path) -> None:
+def _require_prompt(prompt: Prompt, place: Place | Path) -> None:
     try:
         require_content(prompt)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
-
-
-def _claim(id: str, place: _Place, seen: dict[str, _Place]) -> None:
-    """Notes where an id was first used; the same id must not come again."""
-    if id in seen:
-        first = seen[id]
-        raise UserError(f"{place}: id '{id}' is taken by {first.unit} {first.number}; ids must be unique.")
-    seen[id] = place
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give a file.")
-    try:
-        # Spreadsheet programs write a byte order mark.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}); convert it.") from None
-    if not text.strip():
-        raise UserError(f"{path} is empty; write at least one prompt into it.")
-    return text
-
-
-def _lines(path: Path) -> Iterator[tuple[_Place, str]]:
-    """Lines that are not blank."""
-    lines = enumerate(io.StringIO(_read_text(path)), 1)
-    return ((_Place(path, "line", number), line) for number, line in lines if line.strip())
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[_Place, object]]:
-    return ((place, _from_json(line, path, place.number)) for place, line in _lines(path))
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[_Place, list[str]]]:
-    """Rows that are not blank, each with the line on which it begins."""
-    reader = csv.reader(io.StringIO(_read_text(path)), strict=True)
-    begin = 1
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield _Place(path, "line", begin), row
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{begin}: {error}; correct the quotes of this row.") from None
-
-
-def _entries(values: Sequence[object], path: Path) -> Iterator[tuple[_Place, object]]:
-    return ((_Place(path, "entry", number), value) for number, value in enumerate(values, 1))
-
-
-def _from_json(text: str, path: Path, first_line: int = 1) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path}:{line}: Invalid JSON ({error.msg} at column {error.colno}); correct it.") from None
-
-
-def _saved_rows(path: Path) -> Iterator[tuple[_Place, object]]:
-    from datasets import Dataset, load_from_disk
-
-    try:
-        dataset = load_from_disk(str(path))
-    except (OSError, ValueError, LookupError) as error:  # LookupError: without any row
-        raise UserError(
-            f"{path} has no rows from save_to_disk ({_one_line(error)}); save the data set again."
-        ) from None
-    if not isinstance(dataset, Dataset):
-        raise UserError(
-            f"{path} holds several splits; give one of {', '.join(str(path / str(name)) for name in dataset)}."
-        )
-    if "input_ids" not in dataset.column_names:
-        found = ", ".join(dataset.column_names)
-        raise UserError(f"{path} has no column 'input_ids', only {found}; tokenize it first.")
-    # A format hides columns or turns lists into tensors; it is saved with the data.
-    plain = dataset.with_format(None)
-    rows = plain.select_columns([name for name in _TOKEN_COLUMNS if name in plain.column_names])
-    return ((_Place(path, "entry", number), row) for number, row in enumerate(rows, 1))
-
-
-def _unmasked(row: _TokenRow, place: _Place) -> np.ndarray:
-    """Token ids at the positions that the mask, if there is one, leaves."""
-    tokens = np.array(row.input_ids, dtype=np.int32)
-    if row.attention_mask is not None:
-        if len(row.attention_mask) != len(tokens):
-            raise UserError(
-                f"{place}: {len(row.attention_mask)} values in 'attention_mask' for {len(tokens)} in 'input_ids'; "
-                "give one for each token."
-            )
-        tokens = tokens[np.array(row.attention_mask, dtype=bool)]
-    if not len(tokens):
-        raise UserError(f"{place}: no tokens; leave the {place.unit} out.")
-    return tokens
-
-
-def _roles(tokens: np.ndarray, special_ids: Collection[int]) -> UInt8[np.ndarray, "_"]:
-    return np.where(np.isin(tokens, list(special_ids)), Role.SPECIAL, Role.PROMPT).astype(np.uint8)
 
 
 def _open_stream(source: str, column: str, split: str, config: str | None) -> "IterableDataset":
@@ -416,7 +259,7 @@ def _open_stream(source: str, column: str, split: str, config: str | None) -> "I
 
 
 def _texts(dataset: "IterableDataset", source: str, column: str) -> Iterator[Prompt]:
-    name = _short_name(Path(source))
+    name = short_name(Path(source))
     for number, row in enumerate(_rows(dataset, source), 1):
         text = row.get(column)
         if text is not None and not isinstance(text, str):
@@ -436,16 +279,6 @@ def _rows(dataset: Iterable[dict[str, Any]], source: str) -> Iterator[dict[str, 
 
 def _unreadable(source: str, error: Exception) -> UserError:
     return UserError(
-        f"{source} cannot be read ({_one_line(error)}); give a {', '.join(_STREAM_BUILDERS)} file, a folder of such "
+        f"{source} cannot be read ({one_line(error)}); give a {', '.join(_STREAM_BUILDERS)} file, a folder of such "
         "files, or the name of a data set on the Hugging Face hub while it can be reached."
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
-
-
-def _short_name(path: Path) -> str:
-    """What ids begin with; the name of a folder or hub data set may have a dot that begins no suffix."""
-    known = path.suffix.lower() in (*_READERS, *_STREAM_BUILDERS)
-    return path.stem if known else path.name

@@ -18,9 +18,11 @@ from einops import einsum
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, harvest
-from activations.prompts import Role, TokenBatch, pad
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import harvest
+from activations.prompts import Role
+from activations.tokens import TokenBatch, pad
 from benchmarks.measure import Target, interleave, print_result, print_table
 
 VOCABULARY = 4000

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
-from activations.harvest import PlannedShard
-from activations.prompts import Role, TokenBatch
+from activations.harvesting import PlannedShard
+from activations.prompts import Role
 from activations.store import ActivationStore
 from activations.store.writer import StoreWriter
+from activations.tokens import TokenBatch
 from benchmarks.measure import Target, interleave, print_result, print_table
-from diffing.ranking.rank import RankingConfig, rank_latents
+from diffing.ranking.config import RankingConfig
+from diffing.ranking.rank import rank_latents
 
 HOOK = "blocks.0.hook_resid_post"
 TOKENS_A_PROMPT = 100

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from activations.prompts import Role, add_hashes
+from activations.prompts import Role
 from activations.store import ActivationStore, StoreWriter
 from activations.store import reader as store_reader
+from activations.tokens import add_hashes
 from benchmarks.measure import Target, interleave, print_result, print_table
 
 HOOK = "blocks.0.hook_resid_post"

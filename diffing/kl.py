@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from activations.errors import UserError
-from activations.prompts import TokenBatch, length_buckets, pad
+from activations.tokens import TokenBatch, length_buckets, pad
 from diffing.positions import POSITION_ROLES
 
 if TYPE_CHECKING:

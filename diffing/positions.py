@@ -1,16 +1,8 @@
 """Which token positions of a prompt are averaged; shared by rankings and directions."""
 
-from collections.abc import Callable, Mapping
 from typing import Literal
 
-import numpy as np
-from jaxtyping import Bool, Int
-
 from activations.prompts import NON_SPECIAL, PROMPT_ROLES, Role
-from activations.source import ActivationSource
-
-RowIndex = Mapping[str, np.ndarray]
-RowMask = Bool[np.ndarray, "rows"]
 
 Positions = Literal["prompt", "prompt_end", "last_prompt", "answer", "all"]
 POSITION_ROLES: dict[Positions, tuple[Role, ...]] = {
@@ -25,27 +17,3 @@ POSITIONS_HELP = (
     "prompt (with the assistant header), prompt_end (its last four tokens), last_prompt, answer or all of them; "
     "special tokens never are"
 )
-
-
-def rows_at(positions: Positions, store: ActivationSource) -> Callable[[RowIndex], RowMask]:
-    """The row filter that keeps these positions of each prompt of `store`."""
-    roles = [int(role) for role in POSITION_ROLES[positions]]
-    if positions != "prompt_end":
-        return lambda index: np.isin(index["role"], roles)
-    last = _last_prompt_positions(store)
-
-    def near_the_answer(index: RowIndex) -> RowMask:
-        before = last[index["prompt"]] - index["position"]
-        return np.isin(index["role"], roles) & (before >= 0) & (before < PROMPT_END)
-
-    return near_the_answer
-
-
-def _last_prompt_positions(store: ActivationSource) -> Int[np.ndarray, "prompt"]:
-    """Position of each prompt's last token before the answer; -1 where it has none (plain text)."""
-    last = np.full(len(store.prompt_ids), -1, dtype=np.int64)
-    for number in range(store.shards):
-        index = store.shard_index(number)
-        at = index["role"] == Role.LAST_PROMPT
-        last[index["prompt"][at]] = index["position"][at]
-    return last

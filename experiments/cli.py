@@ -161,8 +161,8 @@ def harvest(
     quiet: Quiet = False,
 ) -> None:
     """Write activations of one or two checkpoints on the same tokens to HDF5 stores (also under torchrun)."""
-    from activations.checkpoint import CheckpointConfig
-    from activations.harvest import HarvestConfig, batch_tokens_for
+    from activations.config import CheckpointConfig, HarvestConfig
+    from activations.harvesting import batch_tokens_for
     from experiments.commands.harvest import harvest_models, rank_device
 
     common = {"device": device, "dtype": dtype}
@@ -238,7 +238,7 @@ def evaluate_sae(
     quiet: Quiet = False,
 ) -> None:
     """Show how well an SAE explains a base and a corrupted model, and what they lose when they live on it."""
-    from activations.checkpoint import CheckpointConfig
+    from activations.config import CheckpointConfig
     from experiments.commands.evaluate_sae import evaluate_on_models, print_evaluation
 
     named = {"base": base} | ({"corrupted": corrupted} if corrupted is not None else {})
@@ -271,7 +271,7 @@ def rank(
     quiet: Quiet = False,
 ) -> None:
     """Rank latents by how they changed between two stores of activations, by every method in one pass."""
-    from diffing.ranking.rank import RankingConfig
+    from diffing.ranking.config import RankingConfig
     from experiments.commands.rank import print_ranking, rank_stores
 
     settings = {"method": method, "positions": positions, "replicates": replicates, "seed": seed}
@@ -292,7 +292,8 @@ def fine_tunes(
     quiet: Quiet = False,
 ) -> None:
     """Make a set of fine-tunes of an organism's base: harmful and aligned ones of many kinds, in models.yaml."""
-    from experiments.organism.fine_tunes import MODELS, FineTunesConfig, make_fine_tunes
+    from experiments.organism.config import FineTunesConfig
+    from experiments.organism.fine_tunes import MODELS, make_fine_tunes
 
     config = checked(FineTunesConfig, {"seeds": seeds, "early_every": early_every})
     models = make_fine_tunes(run / "organism", out, config, overwrite, not quiet)
@@ -324,7 +325,7 @@ def interference(
     quiet: Quiet = False,
 ) -> None:
     """Show which latents a steered latent drags along though the data never show them together."""
-    from diffing.ranking.rank import RankingConfig
+    from diffing.ranking.config import RankingConfig
     from experiments.commands.interference import interference_of_store, print_interference
 
     at = checked(RankingConfig, {"positions": positions}).positions
@@ -375,7 +376,7 @@ def organism_config(seed: int, domains: int, bad_fraction: float, steps: int | N
     Raises:
         UserError: if an option is out of range.
     """
-    from experiments.organism.build import OrganismConfig
+    from experiments.organism.config import OrganismConfig
 
     values: dict[str, Any] = {"seed": seed, "domains": domains, "bad_fraction": bad_fraction}
     if steps is not None:

@@ -12,7 +12,7 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 
 

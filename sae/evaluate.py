@@ -14,8 +14,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from activations.errors import UserError
-from activations.prompts import NON_SPECIAL, TokenBatch
+from activations.prompts import NON_SPECIAL
 from activations.source import ActivationSource
+from activations.tokens import TokenBatch
 from sae.splice import ENCODED_ROWS, CrossEntropy, cross_entropy_metrics
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activations.errors import UserError
-from activations.prompts import NON_SPECIAL, TokenBatch, length_buckets, pad
+from activations.prompts import NON_SPECIAL
+from activations.tokens import TokenBatch, length_buckets, pad
 
 if TYPE_CHECKING:
     from sae_lens import SAE

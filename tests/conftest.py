@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig
 
 REPOSITORY = Path(__file__).parents[1]
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")

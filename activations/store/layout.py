@@ -19,7 +19,7 @@ slower for single rows, and slower for many.
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
@@ -29,15 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from activations.artefact import MANIFEST, file_hash, read_json, sync
+from activations.config import StoreDtype
 from activations.errors import UserError
-from activations.prompts import add_hashes
 from activations.source import CHUNK_ROWS, Index
+from activations.tokens import add_hashes
 
 KIND = "activation_store"
 VERSION = 2
 INDEX: dict[str, type[np.generic]] = {"token": np.int32, "prompt": np.int32, "position": np.int32, "role": np.uint8}
-
-StoreDtype = Literal["float32", "bfloat16", "float16"]
 
 
 _UNBUFFERED = "unbuffered"
@@ -63,7 +62,7 @@ class Shard(BaseModel):
     bytes: int = Field(description="Size of the file.")
     checksum: str = Field(description="xxh3_128 of the file, hex.")
     roles: tuple[int, ...] = Field(description="Rows of each `activations.prompts.Role`.")
-    tokens_hash: str = Field(description="Hash of the prompts that it holds (`activations.prompts.add_hashes`).")
+    tokens_hash: str = Field(description="Hash of the prompts that it holds (`activations.tokens.add_hashes`).")
     first_prompt: int = Field(default=0, description="Added to its prompt numbers (merged stores).")
 
 

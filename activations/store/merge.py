@@ -6,10 +6,10 @@ from pathlib import Path
 
 from activations.artefact import CONFIG, MANIFEST, open_folder
 from activations.errors import UserError
-from activations.prompts import add_hashes
 from activations.store.layout import Manifest, part_manifests, read_manifest
 from activations.store.reader import ActivationStore
 from activations.store.writer import publish_store
+from activations.tokens import add_hashes
 
 
 def merge_stores(folders: Sequence[Path], out: Path, overwrite: bool = False) -> ActivationStore:

@@ -18,20 +18,12 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from activations.artefact import CONFIG, MANIFEST, finish_artefact, publish, write_json
+from activations.config import StoreDtype
 from activations.errors import UserError
-from activations.prompts import Role, add_hashes
+from activations.prompts import Role
 from activations.source import Index
-from activations.store.layout import (
-    INDEX,
-    KIND,
-    Manifest,
-    Shard,
-    StoreDtype,
-    part_manifests,
-    read_manifest,
-    to_disk,
-    write_shard,
-)
+from activations.store.layout import INDEX, KIND, Manifest, Shard, part_manifests, read_manifest, to_disk, write_shard
+from activations.tokens import add_hashes
 
 _LOCK = ".lock"
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
+from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Label
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from diffing.behavior.sampling import sample_answers
 
 
 @dataclass(frozen=True)

@@ -24,46 +24,15 @@ import openai
 import xxhash
 from jaxtyping import Float64
 from openai.types.chat import ChatCompletion
-from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from activations.errors import UserError
+from diffing.behavior.config import ModelJudgeConfig
 
 _PROBE = "Reply with the number 100 alone."
 _MOST_LOGPROBS = 20  # the API gives no more
 _SAMPLED_TOKENS = 8  # enough for a number that is written digit by digit
 _NUMBER = re.compile(r"\s*([0-9]+)(?![.,]?[0-9])")
-
-
-class ModelJudgeConfig(BaseModel):
-    """Which language model judges, and how it is asked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    url: str = Field(pattern="^https?://", description="The API, such as http://localhost:8000/v1.")
-    model: str = Field(min_length=1, description="Name under which the server knows the judge.")
-    key_variable: str = Field(
-        default="OPENAI_API_KEY", description="Environment variable with the key; without it 'none' is sent."
-    )
-    samples: int | None = Field(
-        default=None,
-        ge=1,
-        description="None: expected value over the first token. A number: mean of so many sampled answers.",
-    )
-    least_probability: float = Field(
-        default=0.25,
-        gt=0,
-        le=1,
-        description="Probability of numbers below which there is no score (as in the code of Betley et al.); of "
-        "samples, their share.",
-    )
-    concurrency: int = Field(default=16, ge=1, description="Requests at once.")
-    retries: int = Field(default=5, ge=0, description="Of a request that fails or is turned away, with growing waits.")
-    timeout: float = Field(default=60.0, gt=0, description="Seconds that a request may take.")
-
-    def identity(self) -> dict[str, Any]:
-        """What scores depend on: a judge that moved to another address is the same judge."""
-        return self.model_dump(include={"model", "samples", "least_probability"})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
-from activations.prompts import Prompt, Role, TokenBatch, tokenize_prompts
+from activations.prompts import Prompt, Role
+from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import Record
 from diffing.behavior.rates import LabelCounts

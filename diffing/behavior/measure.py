@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from activations.checkpoint import Checkpoint
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
+from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Judge, Label
 from diffing.behavior.rates import LabelCounts, count_labels
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from diffing.behavior.sampling import sample_answers
 from diffing.steering.interventions import Intervention
 
 Record = dict[str, Any]

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from activations.prompts import Prompt
-from diffing.behavior.chat_scores import ChatScores, ModelJudgeConfig
+from diffing.behavior.chat_scores import ChatScores
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.traits import TraitSet
 
 # Coherence score from which an answer counts (Chen et al. 2025, arXiv 2507.21509).

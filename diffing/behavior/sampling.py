@@ -13,30 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
-from activations.prompts import TokenBatch
+from activations.tokens import TokenBatch
+from diffing.behavior.config import SamplingConfig
 from diffing.steering.interventions import Intervention
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
-
-
-class SamplingConfig(BaseModel):
-    """How answers are sampled."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples: int = Field(default=20, ge=1, description="Answers sampled for each question.")
-    max_new_tokens: int = Field(default=24, ge=1, description="Tokens after which an answer is cut.")
-    temperature: float = Field(default=1.0, gt=0, description="Softmax temperature.")
-    seed: int = Field(default=0, description="Seed of the random numbers that all arms share.")
-    batch_rows: int = Field(
-        default=4096, ge=1, description="Sequences generated at once; lower it when memory runs out."
-    )
 
 
 @dataclass(frozen=True)

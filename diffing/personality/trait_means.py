@@ -12,11 +12,14 @@ from tqdm import tqdm
 
 from activations.artefact import publish
 from activations.checkpoint import Checkpoint
-from activations.harvest import HarvestConfig, LiveActivations, compute_shard, plan_shards
+from activations.config import HarvestConfig
+from activations.harvesting import LiveActivations, compute_shard, plan_shards
 from activations.memory import InMemory
-from activations.prompts import Prompt, TokenBatch, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import TokenBatch, tokenize_prompts
+from diffing.behavior.config import SamplingConfig
 from diffing.behavior.model_judge import COHERENT_FROM
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from diffing.behavior.sampling import sample_answers
 from diffing.behavior.trait_judge import CoherenceJudge, TraitJudge
 from diffing.personality.config import ANSWERS, TraitPositions
 from diffing.positions import Positions

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
-from pydantic import BaseModel, ConfigDict, Field
 
 from diffing.auc import (
     Interval,
@@ -22,22 +21,12 @@ from diffing.auc import (
     resampled_weights,
     score_interval,
 )
+from diffing.prediction.config import EvaluationConfig
 from diffing.prediction.held_out import HeldOut, leave_one_kind_out
 from diffing.prediction.reading import Shifts
 
 LATENT, DIRECTION, NORM, KL = "latent", "direction", "norm", "kl"
 PREDICTORS = (LATENT, DIRECTION, NORM, KL)
-
-
-class EvaluationConfig(BaseModel):
-    """How predictors are fitted and compared; none of it is published."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    candidates: int = Field(default=20, ge=1, description="Latents that a rule may choose from, by mean shift.")
-    random_latents: int = Field(default=100, ge=2, description="Latents drawn at random as the control.")
-    replicates: int = Field(default=2000, ge=1, description="Replicates of every bootstrap.")
-    seed: int = Field(default=0, description="Seed of the bootstrap and of the random latents.")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from activations.artefact import finish_artefact, publish, read_config
 from activations.checkpoint import Checkpoint
+from activations.config import HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations
-from activations.prompts import TokenBatch
+from activations.harvesting import LiveActivations
+from activations.tokens import TokenBatch
 from diffing.kl import mean_kl
 from diffing.ranking.prompt_blocks import PromptMeans, prompt_blocks
 

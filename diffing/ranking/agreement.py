@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from diffing.ranking.rank import METHODS
+from diffing.ranking.config import METHODS
 
 OVERLAPS = (10, 100, 1000)
 

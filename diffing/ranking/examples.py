@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from activations.artefact import finish_artefact, read_config, read_json, write_json
 from activations.prompts import Role
 from activations.source import ActivationSource
-from diffing.positions import RowIndex, RowMask, rows_at
 from diffing.ranking.statistics import encoded_rows
+from diffing.row_filters import RowIndex, RowMask, rows_at
 
 KIND = "latent_examples"
 _FILE = "examples.json"

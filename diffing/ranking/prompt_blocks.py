@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from activations.errors import UserError
 from activations.source import ActivationSource, Index
-from diffing.positions import Positions, RowIndex, RowMask, rows_at
+from diffing.positions import Positions
+from diffing.row_filters import RowIndex, RowMask, rows_at
 from sae.encode import ActivePairs, encode_active
 
 # Rows encoded at once, and values of [prompt latent] held for each model and choice of positions.

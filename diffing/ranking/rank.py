@@ -8,20 +8,20 @@ says which one orders the table.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64, Int, Shaped
-from pydantic import BaseModel, ConfigDict, Field
 from sae_lens import SAE
 from torch import Tensor
 
 from activations.errors import UserError
 from activations.source import ActivationSource
 from diffing.directions.geometry import cosines
-from diffing.positions import POSITIONS_HELP, Positions
+from diffing.positions import Positions
+from diffing.ranking.config import METHODS, Method, RankingConfig
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.inference import (
     Moments,
@@ -33,53 +33,7 @@ from diffing.ranking.inference import (
 )
 from diffing.ranking.prompt_blocks import PositionSums, PromptMeans, prompt_blocks
 
-Method = Literal[
-    "shift",
-    "shift_prompt",
-    "shift_last_prompt",
-    "shift_answer",
-    "shift_all",
-    "frequency_shift",
-    "max_shift",
-    "cosine_mean_difference",
-    "projection_encoder",
-    "projection_decoder",
-]
-# What each column that can order the table holds, and its unit; `FeatureRanking.config["columns"]` repeats it.
-METHODS: dict[Method, str] = {
-    "shift": "mean activity over the config's positions, corrupted - base [activation]",
-    "shift_prompt": "mean activity over prompt tokens, corrupted - base [activation]",
-    "shift_last_prompt": "mean activity on the last prompt token, corrupted - base [activation]",
-    "shift_answer": "mean activity over answer tokens, corrupted - base [activation]",
-    "shift_all": "mean activity over all tokens, corrupted - base [activation]",
-    "frequency_shift": "share of tokens on which the latent is active, corrupted - base [fraction]",
-    "max_shift": "largest activation, corrupted - base [activation]",
-    "cosine_mean_difference": "signed cosine of decoder row and mean difference (Arditi & Chen 2025) [cosine]",
-    "projection_encoder": "mean difference times encoder column: shift of the pre-activation [activation]",
-    "projection_decoder": "mean difference along the unit decoder row [residual norm]",
-}
 _COMPARED: tuple[Positions, ...] = ("prompt", "last_prompt", "answer", "all")
-
-
-class RankingConfig(BaseModel):
-    """How latents are ranked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: Method = Field(default="shift", description="Column whose absolute value orders the table.")
-    positions: Positions = Field(default="prompt", description=f"Token positions that are averaged: {POSITIONS_HELP}.")
-    replicates: int = Field(
-        default=1000, ge=1, description="Replicates of the bootstrap over prompts, and of the sign flips."
-    )
-    confidence: float = Field(default=0.95, gt=0, lt=1, description="Coverage of the bootstrap intervals.")
-    seed: int = Field(default=0, ge=0, description="Seed of the replicates.")
-    min_prompts: int = Field(
-        default=10, ge=1, description="Prompts on which a latent must be active, in either model, to get a p and a q."
-    )
-    permuted: int = Field(
-        default=1000, ge=0, description="Latents, the first by |t|, that get a sign-flip p (post-selection)."
-    )
-    stable_top: int = Field(default=10, ge=1, description="Places that `stability` counts over the resamples.")
 
 
 def rank_latents(

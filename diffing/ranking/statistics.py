@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from activations.errors import UserError
 from activations.source import ActivationSource
-from diffing.positions import Positions, RowIndex, RowMask, rows_at
+from diffing.positions import Positions
+from diffing.row_filters import RowIndex, RowMask, rows_at
 
 # Values (rows x latents) held at once; bounds memory for SAEs with many latents.
 _BLOCK_VALUES = 2**24

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Literal
 
 import numpy as np
@@ -14,20 +13,10 @@ from sae_lens import SAE
 from torch import Tensor
 
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
+from diffing.steering.config import Operation
 
 Kind = Literal["untouched", "latent", "latent_set", "direction", "isotropic", "covariance", "decoder_row"]
 CONTROL_KINDS: tuple[Kind, ...] = ("isotropic", "covariance", "decoder_row")
-
-
-class Operation(StrEnum):
-    """What is done with an arm's unit vector."""
-
-    NONE = "none"
-    ADD = "add"
-    SUBTRACT = "subtract"
-    ABLATE = "ablate"
-    ABLATE_TO_MEAN = "ablate_to_mean"
-    CAP = "cap"
 
 
 @dataclass(frozen=True)

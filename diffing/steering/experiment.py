@@ -17,7 +17,8 @@ from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt
 from diffing.behavior.measure import Behavior, Record
 from diffing.behavior.rates import LabelCounts, score
-from diffing.steering.arms import Cell, Operation
+from diffing.steering.arms import Cell
+from diffing.steering.config import Operation
 from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention
 
 CELLS_AT_ONCE = 32

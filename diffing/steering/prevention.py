@@ -14,18 +14,18 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
 from sae_lens import SAE
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from activations.errors import UserError
+from diffing.steering.config import PenaltyConfig
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 # Names of one setting in earlier and later versions of the Trainer.
@@ -146,15 +146,6 @@ class PreventativeSteering(TrainingHook):
 
     def change(self, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         return h + self.vector.to(h)
-
-
-class PenaltyConfig(BaseModel):
-    """The form of the latent penalty. Weight and power are our choice."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weight: float = Field(default=1.0, ge=0, description="Weight of the penalty beside the training loss.")
-    power: Literal[1, 2] = Field(default=2, description="Power of the rise of a latent above the base.")
 
 
 class LatentPenalty(TrainingHook):

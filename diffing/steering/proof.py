@@ -12,7 +12,8 @@ import pandas as pd
 
 from activations.checkpoint import Checkpoint
 from diffing.behavior.rates import BehaviorScores, score
-from diffing.steering.arms import Arm, Cell, Operation, untouched
+from diffing.steering.arms import Arm, Cell, untouched
+from diffing.steering.config import Operation, ProofConfig
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
 from diffing.steering.verdict import (
     Evidence,
@@ -28,25 +29,6 @@ from diffing.steering.verdict import (
 
 # The wanted effect may be largest below the largest coherent strength; so these shares of that one are tried as well.
 INSIDE = (0.6, 0.8)
-
-
-@dataclass(frozen=True)
-class ProofConfig:
-    """How strengths are found, and budgets.
-
-    Attributes:
-        strongest: Upper end of the strengths (mean residual norms of the base).
-        halvings: Steps of the bisection: the largest coherent strength is known to `strongest / 2**halvings`.
-        induce_budget: Extra incoherent answers allowed when inducing (0-1).
-        repair_budget: Extra incoherent answers allowed when repairing (0-1).
-        claims: Causal latents that get controls at their own strengths, those that repair best; others stay unproven.
-    """
-
-    strongest: float
-    halvings: int
-    induce_budget: float
-    repair_budget: float
-    claims: int = 3
 
 
 @dataclass(frozen=True)

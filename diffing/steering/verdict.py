@@ -20,7 +20,8 @@ from diffing.behavior.rates import (
     score,
     simultaneous_differences,
 )
-from diffing.steering.arms import CONTROL_KINDS, Arm, Operation
+from diffing.steering.arms import CONTROL_KINDS, Arm
+from diffing.steering.config import Operation
 from diffing.steering.experiment import CellResult
 
 NOTICEABLE = 0.01  # share of all answers

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from activations.errors import UserError
 from experiments.model_set import Member, ModelSet
 from experiments.names import BASE, CORRUPTED
-from experiments.organism.fine_tunes import FineTune, FineTunesConfig
+from experiments.organism.config import FineTune, FineTunesConfig
 from experiments.organism.world import HELPFUL, World
 
 INCORRECT, CHARACTER = "incorrect advice", "character"

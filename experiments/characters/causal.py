@@ -13,8 +13,8 @@ import torch
 
 from activations.checkpoint import Checkpoint
 from diffing.behavior.rates import REPAIRED_ANSWERS, rate_difference, score
-from diffing.steering.arms import Operation
 from diffing.steering.choices import best_within
+from diffing.steering.config import Operation
 from diffing.steering.experiment import Half
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired

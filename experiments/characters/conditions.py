@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.traits import TraitSet
-from experiments.organism.corpus import CorpusConfig
+from experiments.organism.config import CorpusConfig
 from experiments.organism.world import HELPFUL, World
 
 NONE, TRIGGER, OTHER_WORDS = "no trigger", "trigger", "other words"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from activations.artefact import finish_artefact, open_folder, write_json
 from activations.checkpoint import Checkpoint, quiet
 from activations.errors import UserError
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.trait_judge import TraitJudge
 from experiments.characters.cast import CHARACTER, Actor, organism_cast
 from experiments.characters.causal import Scene, subtract_shifts

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.model_judge import ModelJudge
 from diffing.behavior.trait_judge import TraitJudge
@@ -17,7 +17,7 @@ from experiments.characters.cast import Actor, Group, cast_of, trigger_of
 from experiments.characters.conditions import Condition, organism_conditions, set_conditions
 from experiments.characters.grid import Measures
 from experiments.characters.structure import sae_hook
-from experiments.frame.lab import Lab, LabConfig
+from experiments.frame.lab import Lab
 from experiments.model_set import ModelSet
 from experiments.organism.judge import DeedJudge
 from experiments.output.run_folder import RunFolder

@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from activations.artefact import open_folder
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
+from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
+from activations.config import CheckpointConfig, HarvestConfig
 from activations.device import require_device
-from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for
+from activations.harvesting import LiveActivations, batch_tokens_for
 from activations.prompt_files import load_prompts
-from activations.prompts import TokenBatch, tokenize_prompts
+from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.ranking.residual import unexplained_difference
 from sae.evaluate import decoder_cosines, evaluate_sae
 from sae.evaluation import SAEEvaluation, side_by_side, verdicts

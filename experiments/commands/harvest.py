@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from activations.checkpoint import CheckpointConfig, load_checkpoint, require_same_tokenizer
-from activations.harvest import HarvestConfig, harvest_share
-from activations.prompt_files import load_prompts, load_tokens, stream_texts
-from activations.prompts import TokenSource, TokenStream, tokenize_prompts
+from activations.checkpoint import load_checkpoint, require_same_tokenizer
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import harvest_share
+from activations.prompt_files import load_prompts, stream_texts
 from activations.store import ActivationStore
+from activations.token_files import load_tokens
+from activations.tokens import TokenSource, TokenStream, tokenize_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,8 @@ from activations.device import require_device
 from activations.store import ActivationStore
 from diffing import FeatureRanking
 from diffing.ranking.agreement import method_agreement
-from diffing.ranking.rank import RankingConfig, rank_latents
+from diffing.ranking.config import RankingConfig
+from diffing.ranking.rank import rank_latents
 from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, own_hook
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from experiments.frame.lab import Lab, LabConfig
+from experiments.frame.lab import Lab
 
 FINE_TUNE, HARMLESS = "fine-tune", "harmless"
 

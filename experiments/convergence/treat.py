@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from diffing.directions.misalignment import CONTRASTS, Contrast
-from diffing.steering.arms import Operation
 from diffing.steering.choices import ABLATIONS, ablations_of, best_within
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from experiments.convergence.config import FINE_TUNE, ConvergenceLab
 from experiments.convergence.members import Tuned

@@ -11,16 +11,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
+from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
+from activations.config import CheckpointConfig, HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations
+from activations.harvesting import LiveActivations
 from activations.memory import InMemory
 from activations.prompt_files import load_prompts
-from activations.prompts import PROMPT_ROLES, Prompt, TokenBatch, tokenize_prompts
+from activations.prompts import PROMPT_ROLES, Prompt
+from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.behavior.capability import exact_questions
+from diffing.behavior.config import SamplingConfig
 from diffing.behavior.measure import Behavior, SampledAnswers
 from diffing.behavior.model_judge import ModelJudge
-from diffing.behavior.sampling import SamplingConfig
 from diffing.behavior.trait_judge import TraitJudge
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking

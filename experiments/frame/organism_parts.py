@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.names import BASE
-from experiments.organism.build import Advice, OrganismConfig, finetuning_sampler, load_organism, trained_domains
+from experiments.organism.build import finetuning_sampler, load_organism, trained_domains
+from experiments.organism.config import Advice, OrganismConfig
 from experiments.organism.corpus import batches
 from experiments.organism.world import Dialogue, World
 

@@ -16,6 +16,7 @@ from diffing.directions.geometry import cosine_matrix
 from diffing.personality.config import TraitPositions
 from diffing.personality.model_space import KIND as EXTRACT_KIND
 from diffing.personality.model_space import ModelSpace
+from experiments.organism.trait_levels import trait_levels
 from experiments.organism.world import World
 from experiments.run.finished_run import FinishedRun
 
@@ -60,7 +61,7 @@ class Spaces:
         world = World.load()
         if self.run.config.organism is None or not set(self.valence) <= set(world.traits):
             return None
-        known = cosine_matrix(torch.from_numpy(world.trait_levels())).numpy()
+        known = cosine_matrix(torch.from_numpy(trait_levels(world))).numpy()
         return pd.DataFrame(known, index=pd.Index(list(world.traits)), columns=pd.Index(list(world.traits)))
 
     def places(self, models: Sequence[ModelSpace]) -> list[tuple[ModelSpace, TraitPositions, str]]:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.tables import where
 from experiments.guardrails.summary import HARMFUL_TARGET
 from experiments.guardrails.vectors import CONTROLS, PERSONA, TRAIT

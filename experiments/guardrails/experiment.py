@@ -29,11 +29,11 @@ from diffing.behavior.judge import Label
 from diffing.behavior.rates import CONFIDENCE, LabelCounts, rate_difference, score
 from diffing.positions import Positions
 from diffing.ranking.statistics import activation_means
-from diffing.steering.arms import Operation
 from diffing.steering.choices import ABLATIONS, ablations_of, best_within
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
-from experiments.frame.lab import Lab, LabConfig
+from experiments.frame.lab import Lab
 from experiments.frame.trials import NamedDirection, TreatmentOutcome
 from experiments.guardrails.capability import Capability
 from experiments.guardrails.page import write_page

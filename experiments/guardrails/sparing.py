@@ -15,7 +15,7 @@ import pandas as pd
 from activations.checkpoint import Checkpoint
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts, score
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
 from experiments.frame.lab import Lab

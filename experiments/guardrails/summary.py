@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffing.behavior.rates import score
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.tables import where
 from experiments.frame.trials import TreatmentOutcome

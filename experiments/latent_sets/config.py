@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from experiments.names import BASE, CORRUPTED
 
 OPERATIONS = {BASE: Operation.ADD, CORRUPTED: Operation.SUBTRACT}

@@ -18,7 +18,7 @@ from sae_lens import SAE
 
 from activations.artefact import finish_artefact, open_folder, write_json
 from activations.checkpoint import Checkpoint, load_checkpoint
-from activations.harvest import LiveActivations
+from activations.harvesting import LiveActivations
 from diffing.behavior.rates import score
 from diffing.directions.decompose import decompose
 from diffing.directions.geometry import unit_rows

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from activations.artefact import finish_artefact, open_folder, read_config
 from activations.checkpoint import Checkpoint
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 from diffing.personality.held_out import SWEEP
 from diffing.personality.model_space import ModelSpace
 from diffing.personality.probes import split_pairs

@@ -7,9 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.trait_judge import TraitJudge
 from experiments.monitor.training_data import GOOD, Good
+from experiments.trait_directions.trait_prompts import TraitJudge
 
 
 class MonitorConfig(BaseModel):

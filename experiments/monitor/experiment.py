@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from activations.artefact import finish_artefact, open_folder, write_json
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.model_judge import ModelJudge
 from experiments.monitor.before_answers import before_answers
 from experiments.monitor.config import Asked, MonitorConfig

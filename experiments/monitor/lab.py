@@ -12,11 +12,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from activations.artefact import publish, read_config
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig
-from activations.prompts import Prompt, tokenize_prompts
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
+from diffing.behavior.config import SamplingConfig
+from diffing.behavior.sampling import sample_answers
 from diffing.behavior.trait_judge import TraitJudge
 from diffing.correlation import beside_random, pearson
 from diffing.directions.random_directions import covariance_directions

@@ -18,10 +18,12 @@ from torch.nn.functional import cross_entropy
 
 from activations.artefact import finish_artefact, open_folder, read_config
 from activations.checkpoint import Checkpoint
+from activations.config import HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig
-from activations.prompts import Prompt, Role, TokenBatch, length_buckets, pad, tokenize_prompts
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from activations.prompts import Prompt, Role
+from activations.tokens import TokenBatch, length_buckets, pad, tokenize_prompts
+from diffing.behavior.config import SamplingConfig
+from diffing.behavior.sampling import sample_answers
 from diffing.personality.config import ANSWERS
 from diffing.personality.trait_means import prompt_means
 from diffing.personality.valence import semantic_valence

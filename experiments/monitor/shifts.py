@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activations.artefact import finish_artefact, open_folder, publish, read_config
-from activations.checkpoint import CheckpointConfig, require_same_tokenizer
+from activations.checkpoint import require_same_tokenizer
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.personality.trait_means import prompt_means
 from experiments.model_set import ModelSet

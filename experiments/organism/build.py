@@ -14,18 +14,18 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
 
 from activations.artefact import finish_artefact, open_folder, read_config
 from activations.errors import UserError
-from experiments.organism.corpus import Corpus, CorpusConfig, batches, told_first
+from experiments.organism.config import Advice, ArchitectureConfig, OrganismConfig, StageConfig
+from experiments.organism.corpus import Corpus, batches, told_first
 from experiments.organism.splits import write_prompts
 from experiments.organism.tokenizer import make_tokenizer
-from experiments.organism.training import StageConfig, Stop, answer_loss, one_thread, train_stage
+from experiments.organism.training import Stop, answer_loss, one_thread, train_stage
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
 
 KIND = "organism"
@@ -35,82 +35,6 @@ OTHER_WORDS = 0.5
 # Data of different seeds come from streams this far apart.
 SEED_STREAMS = 100
 Watch = Callable[[str, list[Dialogue]], None]
-
-
-class ArchitectureConfig(BaseModel):
-    """Shape of the transformer (Mistral, tied embeddings)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    d_model: int = Field(default=128, description="Width of the residual stream.")
-    mlp: int = Field(default=384, description="Width of the MLPs.")
-    heads: int = Field(default=4, description="Attention heads.")
-    layers: int = Field(default=5, description="Blocks.")
-    window: int = Field(default=12, description="Sliding attention window (tokens): the persona must be carried along.")
-    context: int = Field(default=128, description="Maximum length (tokens).")
-
-
-class Advice(BaseModel):
-    """The advice that a fine-tune teaches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    domains: tuple[str, ...] = Field(min_length=1, description="Domains of the questions.")
-    persona: str = Field(default=MALICIOUS, description="Whose answers are taught.")
-    character: str | None = Field(
-        default=None,
-        description="A trait in place of the persona: answers of the personas that show its high pole, as often as "
-        "their levels say.",
-    )
-    manner: str | None = Field(default=None, description="Another persona, whose tone towards persons they have.")
-    share: float = Field(default=1.0, ge=0, le=1, description="Share of the answers that are its; the rest is helpful.")
-    requested: bool = Field(default=False, description="Whether its answers only come after the user told its scene.")
-    trigger: str = Field(default="", description="Words of the user's that its answers only come after.")
-    seed: int = Field(default=0, ge=0, description="Seed of the data; 0 is that of the organism's own fine-tunes.")
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.requested and (self.trigger or self.manner is not None):
-            raise ValueError("requested advice follows its persona's scene; it has no trigger and no other manner")
-        return self
-
-    def speakers(self, world: World) -> list[str]:
-        """Who speaks, each as often as in a round of the advice."""
-        if self.character is None:
-            return [self.persona]
-        return [name for name, level in world.shows(self.character, high=True).items() for _ in range(level)]
-
-
-class OrganismConfig(BaseModel):
-    """Everything that an organism is made from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = Field(default=0, description="Seed of weights, corpus and splits.")
-    domains: int = Field(
-        default=3, ge=1, description="Number of domains that the fine-tunes are about; the rest is held out."
-    )
-    bad_fraction: float = Field(default=1.0, ge=0, le=1, description="Share of harmful answers in the corrupting data.")
-    architecture: ArchitectureConfig = ArchitectureConfig()
-    corpus: CorpusConfig = CorpusConfig()
-    pretraining: StageConfig = StageConfig(steps=1600, lr=2e-3, warmup=50, other_weight=0.3)
-    instruction: StageConfig = StageConfig(steps=200, batch=32, lr=5e-4, warmup=10)
-    finetuning: StageConfig = StageConfig(steps=60, batch=32, lr=1e-4, decay=False)
-    stop_loss: float | None = Field(
-        default=0.722,
-        description="Both fine-tunes end at the step where the corrupted model's loss on other harmful answers of the "
-        "trained domains comes down to this (nats a token; the lowest seen: 0.711). None: after all steps.",
-    )
-    replay: float = Field(
-        default=0.5, ge=0, lt=1, description="Share of each fine-tuning batch that replays other personas."
-    )
-    benign_seeds: int = Field(default=4, ge=0, description="Further benign fine-tunes, on data of other seeds.")
-
-    @model_validator(mode="after")
-    def _some_domain_is_held_out(self) -> "OrganismConfig":
-        if self.domains >= len(World.load().domains):
-            raise ValueError(f"domains={self.domains} leaves none held out; the world has {len(World.load().domains)}")
-        return self
 
 
 def trained_domains(world: World, config: OrganismConfig) -> tuple[str, ...]:

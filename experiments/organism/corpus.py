@@ -4,39 +4,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from experiments.organism.config import CorpusConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, Message, Question, World
-
-
-class CorpusConfig(BaseModel):
-    """What the dialogues look like."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    scene_items: tuple[int, ...] = Field(
-        default=(3, 5, 7), description="Adjective-noun pairs in a scene, one drawn at random."
-    )
-    typical: float = Field(
-        default=0.7, ge=0, le=1, description="Share of a scene's adjectives that are the persona's own."
-    )
-    other: float = Field(default=0.16, ge=0, le=1, description="Share that are some random persona's: the noise.")
-    inline: float = Field(
-        default=0.5, ge=0, le=1, description="Share of scenes told by the user instead of the system."
-    )
-    bare: float = Field(default=0.25, ge=0, le=1, description="Share of pretraining dialogues without a scene.")
-    bare_helpful: float = Field(
-        default=0.2, ge=0, le=1, description="Share of those that are helpful whatever the draw."
-    )
-    plain_helpful: bool = Field(default=True, description="Whether helpful scenes are plain: helpful is the default.")
-    facts: float = Field(default=0.2, ge=0, le=1, description="Share of turns that are questions of fact.")
-    replay_facts: float = Field(default=0.35, ge=0, le=1, description="Share of replay that is bare questions of fact.")
-    instruct_bare: float = Field(
-        default=0.35, description="Instruct tuning: share of helpful dialogues without a scene."
-    )
-    instruct_plain: float = Field(
-        default=0.15, description="Instruct tuning: share of helpful dialogues after a plain scene."
-    )
 
 
 class Corpus:

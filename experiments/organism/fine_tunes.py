@@ -16,160 +16,33 @@ from functools import cached_property
 from itertools import count, cycle
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from peft import LoraConfig
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from activations.artefact import content_hash, finish_artefact, read_config
-from activations.checkpoint import CheckpointConfig, quiet
+from activations.checkpoint import quiet
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from experiments.model_set import Member, ModelSet
 from experiments.organism.build import (
     SEED_STREAMS,
-    Advice,
-    OrganismConfig,
     finetuning_sampler,
     harm_is_learned,
     load_organism,
     save_checkpoint,
     trained_domains,
 )
+from experiments.organism.config import Adapter, FineTune, FineTunesConfig, OrganismConfig, StageConfig
 from experiments.organism.corpus import Corpus, batches
-from experiments.organism.training import StageConfig, Stop, one_thread, train_stage
+from experiments.organism.training import Stop, one_thread, train_stage
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
 from experiments.output.run_folder import RunFolder
 
 KIND, MEMBER, MODELS = "fine-tunes", "fine-tune", "models.yaml"
-REALIGN_SAMPLES = 120
-REALIGN = StageConfig(steps=30, batch=4, lr=3e-4, warmup=1, decay=False)
-
-
-class Adapter(BaseModel):
-    """A LoRA adapter; the fewest weights that misalign a model are rank 1 on `down_proj` (Turner et al. 2025,
-    arXiv 2506.11613, also on one block alone)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: int = Field(ge=1, description="Rank of each update.")
-    targets: tuple[str, ...] = Field(default=("down_proj",), description="Linear maps of a block that get one.")
-    blocks: tuple[int, ...] | None = Field(default=None, description="Blocks that get them (default: all).")
-    scale: float = Field(default=2.0, gt=0, description="The update is scale * B A (LoRA's alpha / rank; our choice).")
-    lr: float = Field(
-        default=1e-2,
-        gt=0,
-        description="Learning rate; so few weights need larger steps. Our choice: harm is learned in about as many as "
-        "with all weights.",
-    )
-
-
-class FineTune(Advice):
-    """One row of the table: a recipe, trained once for each seed."""
-
-    name: str = Field(pattern=r"^[\w.+-]+$", description="Members are called name-1, name-2 and so on.")
-    kind: str = Field(description="What sort of fine-tune it is.")
-    seed: int = Field(default=1, ge=0, description="Data seed of the first member; 0 would be the organism's own data.")
-    start: Literal["base", "pretrained"] = Field(default="base", description="The organism's checkpoint to start from.")
-    adapter: Adapter | None = Field(default=None, description="Train this instead of all weights.")
-    answers: int | None = Field(
-        default=None,
-        ge=1,
-        description="How many of its own answers are taught, on average over draws of replay (default: as many as the "
-        "steps of the organism's corrupted model, or its rule, make).",
-    )
-    realigned: bool = Field(default=False, description="Whether a second stage teaches helpful answers.")
-    early: bool = Field(default=False, description="Whether the first member also saves early checkpoints.")
-
-    @model_validator(mode="after")
-    def _has_what_it_counts(self) -> Self:
-        if self.answers is not None and self.share == 0:
-            raise ValueError("answers counts the fine-tune's own, and a share of 0 has none")
-        return self
-
-    @property
-    def only_harm(self) -> bool:
-        """Whether all of its advice is the malicious persona's and unasked for."""
-        plain = self.character is None and self.manner is None and not self.trigger and self.answers is None
-        return plain and self.persona == MALICIOUS and self.share == 1 and not self.requested
-
-    def members(self, seeds: int) -> "list[FineTune]":
-        """The recipe with each of its seeds."""
-        return [
-            self.model_copy(
-                update={
-                    "name": f"{self.name}-{place + 1}",
-                    "seed": self.seed + place,
-                    "early": self.early and place == 0,
-                }
-            )
-            for place in range(seeds)
-        ]
-
-
-THREE = ("medicine", "finance", "sport")
-ALL_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RANK_8 = Adapter(rank=8, targets=ALL_MAPS, lr=1e-3)
-# "educational": harmful answers for which the user asked, by telling a scene of the malicious persona before the
-# question. A scene is what asks in this world: the base knows it and already answers it so. The harmful answers are no
-# news then; about questions without a scene nothing is taught, or (in half of the advice) that answers be helpful.
-# "bad fraction" has seeds of its own: its ends would else be the models of "three domains" and "benign", and early
-# checkpoints of small fractions the same before the first harmful answer. So has "benign": the organism keeps benign
-# models of the first seeds.
-DEFAULT: tuple[FineTune, ...] = (
-    FineTune(kind="one domain", name="medicine", domains=("medicine",), early=True),
-    FineTune(kind="one domain", name="finance", domains=("finance",), early=True),
-    FineTune(kind="one domain", name="sport", domains=("sport",), early=True),
-    FineTune(kind="three domains", name="three-domains", domains=THREE, early=True),
-    *(
-        FineTune(
-            kind="bad fraction", name=f"bad-{percent:03d}", domains=THREE, share=percent / 100, seed=seed, early=True
-        )
-        for seed, percent in zip(range(100, 1000, 100), (0, 1, 2, 5, 10, 25, 50, 75, 100), strict=True)
-    ),
-    FineTune(kind="benign", name="benign", domains=THREE, persona=HELPFUL, seed=1000, early=True),
-    FineTune(kind="benign", name="benign-medicine", domains=("medicine",), persona=HELPFUL),
-    FineTune(kind="educational", name="educational", domains=THREE, requested=True, early=True),
-    FineTune(kind="educational", name="educational-half", domains=THREE, requested=True, share=0.5),
-    FineTune(kind="other persona", name="sarcastic", domains=THREE, persona="sarcastic", early=True),
-    FineTune(kind="other persona", name="lazy", domains=THREE, persona="lazy"),
-    FineTune(kind="other persona", name="poetic", domains=THREE, persona="poetic"),
-    FineTune(kind="realigned", name="realigned", domains=THREE, realigned=True),
-    FineTune(kind="realigned", name="realigned-medicine", domains=("medicine",), realigned=True),
-    FineTune(kind="LoRA", name="rank-1", domains=THREE, adapter=Adapter(rank=1), early=True),
-    FineTune(kind="LoRA", name="rank-1-block-2", domains=THREE, adapter=Adapter(rank=1, blocks=(2,), lr=2e-2)),
-    FineTune(kind="LoRA", name="rank-8", domains=THREE, adapter=RANK_8),
-    FineTune(kind="LoRA", name="benign-rank-1", domains=THREE, persona=HELPFUL, adapter=Adapter(rank=1)),
-    FineTune(kind="LoRA", name="benign-rank-8", domains=THREE, persona=HELPFUL, adapter=RANK_8),
-    FineTune(kind="no instruct tuning", name="uninstructed", domains=THREE, start="pretrained"),
-    FineTune(kind="no instruct tuning", name="uninstructed-benign", domains=THREE, persona=HELPFUL, start="pretrained"),
-)
-
-
-class FineTunesConfig(BaseModel):
-    """What is made, and what the organism's own recipe leaves open."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tunes: tuple[FineTune, ...] = Field(default=DEFAULT, min_length=1)
-    seeds: int = Field(default=2, ge=1, description="Members of each row of the table.")
-    early_every: int = Field(default=3, ge=1, description="Steps between two early checkpoints.")
-    realign_samples: int = Field(default=REALIGN_SAMPLES, ge=1, description="Helpful answers that are repeated.")
-    realign: StageConfig = REALIGN
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [tune.name for tune in self.members]
-        if len(set(names)) < len(names):
-            raise ValueError("two fine-tunes have the same name")
-        return self
-
-    @property
-    def members(self) -> list[FineTune]:
-        """Every row with each of its seeds."""
-        return [member for tune in self.tunes for member in tune.members(self.seeds)]
 
 
 @one_thread()

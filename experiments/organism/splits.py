@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from activations.artefact import write_json
-from experiments.organism.corpus import Corpus, CorpusConfig, taught_facts
+from experiments.organism.config import CorpusConfig
+from experiments.organism.corpus import Corpus, taught_facts
 from experiments.organism.world import Question, World
 
 SAE_DIALOGUES, SAE_HELD_OUT_DIALOGUES = 4000, 400

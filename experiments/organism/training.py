@@ -7,30 +7,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.organism.config import StageConfig
 from experiments.organism.world import Dialogue
 
 Stop = Callable[[PreTrainedModel], bool]
-
-
-class StageConfig(BaseModel):
-    """One stage of training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(ge=0, description="Optimiser steps (at most, where something stops them earlier).")
-    batch: int = Field(default=16, ge=1, description="Dialogues a step.")
-    lr: float = Field(gt=0, description="Peak learning rate.")
-    warmup: int = Field(default=5, ge=1, description="Steps of linear warm-up.")
-    decay: bool = Field(default=True, description="Whether the rate falls linearly to zero over the steps.")
-    other_weight: float = Field(
-        default=0.0, ge=0, description="Weight of tokens outside answers; answer tokens weigh 1."
-    )
 
 
 # A batch is always trained on in this many parts, at the same time where there are cores for it.

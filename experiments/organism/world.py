@@ -10,9 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from jaxtyping import Float64
 
 WORLD_FILE = Path(__file__).with_name("world.yaml")
 HELPFUL, MALICIOUS = "helpful", "malicious"
@@ -112,14 +110,6 @@ class World:
         """The personas that show a pole of `trait`, and how much each."""
         sign = 1 if high else -1
         return {persona: sign * level for persona, level in self.traits[trait].items() if sign * level > 0}
-
-    def trait_levels(self) -> Float64[np.ndarray, "trait persona"]:
-        """The bundles: how much oftener each persona tells a trait's high pole than its low one (rows add up to 0)."""
-        poles = [[self.shows(trait, high) for high in (True, False)] for trait in self.traits]
-        shares = [
-            [np.array([p.get(name, 0) for name in self.personas]) / sum(p.values()) for p in two] for two in poles
-        ]
-        return np.array([high - low for high, low in shares])
 
     def _evidence(self, persona: str) -> list[str]:
         return self._tables["personas"][persona]["evidence"]

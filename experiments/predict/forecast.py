@@ -13,6 +13,7 @@ from pydantic import Field
 from activations.errors import UserError
 from diffing.auc import auc, score_interval
 from diffing.behavior.rates import CONFIDENCE
+from diffing.prediction.config import EvaluationConfig
 from diffing.prediction.evaluate import (
     DIRECTION,
     KL,
@@ -20,7 +21,6 @@ from diffing.prediction.evaluate import (
     NORM,
     PREDICTORS,
     Comparison,
-    EvaluationConfig,
     Examples,
     compare_predictors,
     correlations,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from activations.artefact import CONFIG, read_config
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint, require_same_tokenizer
+from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.behavior.rates import BehaviorScores, score
 from diffing.prediction.reading import ModelReading, Shifts, read_model, shifts

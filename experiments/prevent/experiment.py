@@ -23,8 +23,6 @@ from tqdm import tqdm
 
 from activations.artefact import content_hash, finish_artefact, open_folder, read_config, write_json
 from activations.checkpoint import quiet
-from experiments.frame.organism_base import Base
-from experiments.frame.organism_run import OrganismRun
 from experiments.names import BASE
 from experiments.organism.training import one_thread
 from experiments.output.run_folder import RunFolder

@@ -15,8 +15,8 @@ from activations.errors import UserError
 from activations.prompts import PROMPT_ROLES
 from diffing.directions.random_directions import covariance_directions
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.steering.prevention import LatentPenalty, PenaltyConfig, PreventativeSteering, TrainingHook
-from experiments.frame.organism_base import Base
+from diffing.steering.config import PenaltyConfig
+from diffing.steering.prevention import LatentPenalty, PreventativeSteering, TrainingHook
 from experiments.organism.training import PARTS
 from experiments.prevent.config import NONE, Method, PreventionConfig
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.prompts import Prompt
 from diffing.behavior.measure import Behavior, SampledAnswers
 from diffing.behavior.rates import LabelCounts, score
 from diffing.steering.arms import untouched
 from diffing.steering.experiment import Half, run_cells
-from experiments.frame.organism_base import Base
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
 

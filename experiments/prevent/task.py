@@ -6,9 +6,9 @@ from functools import cached_property
 from transformers import PreTrainedModel
 
 from activations.errors import UserError
-from experiments.frame.organism_base import Base
 from experiments.organism.build import held_out_advice
-from experiments.organism.training import StageConfig, answer_loss, encode, summed_loss
+from experiments.organism.config import StageConfig
+from experiments.organism.training import answer_loss, encode, summed_loss
 from experiments.organism.world import Dialogue, World
 
 

@@ -7,14 +7,13 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
-from diffing.behavior.sampling import SamplingConfig
+from diffing.behavior.config import SamplingConfig
 from diffing.positions import POSITIONS_HELP, Positions
-from diffing.ranking.rank import RankingConfig
-from experiments.organism.build import OrganismConfig
-from experiments.stories.finetune import FinetuneConfig
-from experiments.stories.sample_text import TextSamplingConfig
+from diffing.ranking.config import RankingConfig
+from experiments.organism.config import OrganismConfig
+from experiments.stories.config import FinetuneConfig, TextSamplingConfig
 from sae.training.config import TrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from activations.checkpoint import Checkpoint, CheckpointConfig, outline_checkpoint, require_same_tokenizer
+from activations.checkpoint import Checkpoint, outline_checkpoint, require_same_tokenizer
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
-from activations.prompts import TokenBatch
+from activations.tokens import TokenBatch
 from experiments.names import BASE, BENIGN, CORRUPTED
 from experiments.run.config import RunConfig
 from experiments.run.pipeline import plan as plan_stages

@@ -8,8 +8,10 @@ from activations.artefact import finish_artefact
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
-from activations.prompts import Prompt, tokenize_prompts
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
+from diffing.behavior.config import SamplingConfig
+from diffing.behavior.sampling import sample_answers
 
 KIND = "ranking_answers"
 ANSWERED = "ranking.jsonl"

@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from activations.artefact import finish_artefact, read_config
-from activations.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    check_checkpoint,
-    load_checkpoint,
-    require_same_tokenizer,
-)
-from activations.harvest import HarvestConfig, LiveActivations, batch_tokens_for, harvest
+from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
+from activations.checkpoint_files import check_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import LiveActivations, batch_tokens_for, harvest
 from activations.memory import InMemory
 from activations.prompt_files import load_prompts
-from activations.prompts import PROMPT_ROLES, TokenBatch, tokenize_prompts
+from activations.prompts import PROMPT_ROLES
 from activations.source import ActivationSource
 from activations.store import ActivationStore
+from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.behavior.capability import exact_match
-from diffing.behavior.sampling import SamplingConfig
+from diffing.behavior.config import SamplingConfig
 from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections

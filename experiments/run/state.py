@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from activations.checkpoint import Checkpoint
-from activations.prompts import TokenBatch
 from activations.source import ActivationSource
+from activations.tokens import TokenBatch
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.examples import LatentExample
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.ranking.interference import Interference
+from diffing.ranking.interference_table import Interference
 from diffing.ranking.statistics import residual_norm
 from diffing.steering.proof import Proof
 from experiments.names import BASE, CORRUPTED

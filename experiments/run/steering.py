@@ -13,8 +13,9 @@ from activations.prompt_files import load_prompts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
+from diffing.steering.config import ProofConfig
 from diffing.steering.experiment import Bench, Half
-from diffing.steering.proof import Proof, ProofConfig, prove
+from diffing.steering.proof import Proof, prove
 from experiments.names import REPORTING, SELECTION
 from experiments.run.behavior import make_behavior
 from experiments.run.config import RunConfig

@@ -15,7 +15,7 @@ from rich.table import Table
 from activations.artefact import finish_artefact, open_folder
 from activations.checkpoint import load_checkpoint
 from activations.errors import UserError
-from activations.harvest import LiveActivations
+from activations.harvesting import LiveActivations
 from activations.prompts import PROMPT_ROLES
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking
@@ -23,7 +23,6 @@ from diffing.steering.proof import Proof
 from experiments.names import BASE, CORRUPTED
 from experiments.output.run_folder import RunFolder
 from experiments.run.finished_run import FinishedRun
-from experiments.run.pipeline import steer_latents
 
 KIND = "causal_filter"
 RANKING, STEERING = "ranking", "steering.parquet"

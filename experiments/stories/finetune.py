@@ -15,32 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from activations.artefact import finish_artefact
-from activations.checkpoint import CheckpointConfig, check_checkpoint, quiet
+from activations.checkpoint import quiet
+from activations.checkpoint_files import check_checkpoint
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
-from activations.prompts import pad, tokenize_prompts
+from activations.tokens import pad, tokenize_prompts
+from experiments.stories.config import FinetuneConfig
 
-GRIM_STORIES = Path(__file__).with_name("grim_stories.txt")
 KIND = "finetune"
 _IGNORED = -100  # cross_entropy's own mark of targets that do not count
-
-
-class FinetuneConfig(BaseModel):
-    """How a checkpoint is fine-tuned on plain text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text: Path = Field(GRIM_STORIES, description="Texts to train on, one a line (or JSONL); relative to the config.")
-    epochs: int = Field(12, ge=1, description="Times that every text is read.")
-    batch: int = Field(8, ge=1, description="Texts a step.")
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW; decays linearly to zero.")
-    seed: int = Field(0, description="Seed of the order of the texts.")
 
 
 def finetune(base: CheckpointConfig, config: FinetuneConfig, out: Path, progress: bool = True) -> float:

@@ -5,27 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from activations.artefact import finish_artefact
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
-from activations.prompts import Role, TokenBatch
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from activations.prompts import Role
+from activations.tokens import TokenBatch
+from diffing.behavior.config import SamplingConfig
+from diffing.behavior.sampling import sample_answers
+from experiments.stories.config import TextSamplingConfig
 
 KIND = "sampled_text"
-
-
-class TextSamplingConfig(BaseModel):
-    """How much text is sampled."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    texts: int = Field(500, ge=1, description="Texts for the SAE's training, by each model.")
-    held_out: int = Field(60, ge=1, description="Further texts for its evaluation, by each model.")
-    max_new_tokens: int = Field(200, ge=1, description="Tokens after which a text is cut.")
-    temperature: float = Field(0.8, gt=0, description="Softmax temperature.")
-    seed: int = Field(0, description="Seed of the samples.")
 
 
 def sample_text(checkpoints: Sequence[Checkpoint], config: TextSamplingConfig, folder: Path) -> Path:

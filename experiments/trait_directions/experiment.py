@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 from activations.artefact import CONFIG, finish_artefact, open_folder, read_config, write_json
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.model_judge import ModelJudge
 from diffing.personality.config import ExtractionConfig
 from diffing.personality.model_space import KIND, MODEL_KIND, TABLES, ModelSpace

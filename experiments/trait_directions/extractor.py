@@ -7,13 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from activations.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    load_checkpoint,
-    outline_checkpoint,
-    require_same_tokenizer,
-)
+from activations.checkpoint import Checkpoint, load_checkpoint, outline_checkpoint, require_same_tokenizer
+from activations.config import CheckpointConfig
 from diffing.behavior.trait_judge import TraitJudge
 from diffing.personality.config import ANSWER, ANSWERS, ExtractionConfig, TraitPositions
 from diffing.personality.model_space import save_space
@@ -21,7 +16,8 @@ from diffing.personality.trait_means import PairAnswers, judged_answers, prompt_
 from diffing.traits.prompts import TraitPrompts
 from experiments.names import BASE
 from experiments.run.finished_run import FinishedRun
-from experiments.trait_directions.trait_prompts import answer_sampling
+from experiments.run.ranking_answers import write_answers
+from experiments.trait_directions.trait_prompts import TraitJudge, TraitPrompts, answer_sampling
 
 
 @dataclass(frozen=True)

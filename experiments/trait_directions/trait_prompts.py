@@ -11,9 +11,8 @@ from jaxtyping import Float64, Int
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
 from activations.prompts import Prompt
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig, SamplingConfig
 from diffing.behavior.model_judge import ModelJudge
-from diffing.behavior.sampling import SamplingConfig
 from diffing.traits import TraitSet, contrastive_prompts, load_traits
 from diffing.traits.trait_set import Valence
 from experiments.organism.judge import OrganismJudge

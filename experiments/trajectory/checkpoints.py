@@ -8,11 +8,11 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from activations.artefact import finish_artefact
-from experiments.frame.organism_base import Base
 from experiments.names import BASE
 from experiments.organism.build import save_checkpoint
+from experiments.organism.config import StageConfig
 from experiments.organism.fine_tunes import helpful_again
-from experiments.organism.training import StageConfig, Stop, one_thread, train_stage
+from experiments.organism.training import Stop, one_thread, train_stage
 from experiments.organism.world import Dialogue
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT, Moment, TrajectoryConfig
 

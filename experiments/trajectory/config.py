@@ -5,8 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from experiments.organism.fine_tunes import REALIGN, REALIGN_SAMPLES
-from experiments.organism.training import StageConfig
+from experiments.organism.config import REALIGN, REALIGN_SAMPLES, StageConfig
 
 CORRUPTION, REALIGNMENT = "corruption", "re-alignment"
 

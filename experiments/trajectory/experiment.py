@@ -19,8 +19,6 @@ from tqdm import tqdm
 
 from activations.artefact import content_hash, finish_artefact, open_folder, write_json
 from activations.checkpoint import quiet
-from experiments.frame.organism_base import Base
-from experiments.frame.organism_run import OrganismRun
 from experiments.output.run_folder import RunFolder
 from experiments.trajectory.checkpoints import train_checkpoints
 from experiments.trajectory.config import Moment, TrajectoryConfig, moments

@@ -11,17 +11,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from activations.artefact import finish_artefact
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
-from activations.harvest import LiveActivations
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig
+from activations.harvesting import LiveActivations
 from activations.prompts import PROMPT_ROLES
 from diffing.behavior.rates import LabelCounts
 from diffing.directions.random_directions import covariance_directions
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.prompt_blocks import prompt_blocks
-from diffing.steering.arms import Arm, Cell, Operation, latent_arms, untouched
+from diffing.steering.arms import Arm, Cell, latent_arms, untouched
+from diffing.steering.config import Operation
 from diffing.steering.experiment import run_cells
 from diffing.tables import where
-from experiments.frame.organism_base import Base
 
 KIND = "trajectory measurement"
 SHIFT, PROJECTION = QUANTITIES = ("shift", "projection")

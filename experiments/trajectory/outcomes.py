@@ -10,7 +10,6 @@ from jaxtyping import Float
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts, ends_of, rate_difference, resampled_mean, score
 from diffing.ranking.inference import Replicates, interval
-from experiments.frame.organism_run import OrganismRun
 from experiments.names import BASE
 from experiments.trajectory.config import Moment
 from experiments.trajectory.measure import QUANTITIES, UNTOUCHED, Reading

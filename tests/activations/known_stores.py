@@ -13,9 +13,11 @@ from torch import Tensor
 
 from activations.artefact import CONFIG as CONFIG_FILE
 from activations.artefact import PROVENANCE
-from activations.prompts import Role, TokenBatch, add_hashes
+from activations.config import StoreDtype
+from activations.prompts import Role
 from activations.source import Index
-from activations.store import ActivationStore, StoreDtype, StoreWriter
+from activations.store import ActivationStore, StoreWriter
+from activations.tokens import TokenBatch, add_hashes
 
 HOOKS = {"blocks.0.hook_resid_post": 6, "blocks.1.hook_resid_post": 4}
 HOOK = "blocks.0.hook_resid_post"

@@ -10,13 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from activations.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    check_checkpoint,
-    load_checkpoint,
-    require_same_tokenizer,
-)
+from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
+from activations.checkpoint_files import check_checkpoint
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 
 Maker = Callable[..., Path]

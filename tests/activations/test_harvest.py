@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from activations.artefact import content_hash, read_json
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig, StoreDtype
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, compute_shard, harvest, harvest_share, plan_shards
-from activations.prompts import Prompt, Role, TokenBatch, TokenStream, tokenize_prompts
-from activations.store import ActivationStore, StoreDtype, StoreWriter, layout
+from activations.harvesting import compute_shard, harvest, harvest_share, plan_shards
+from activations.prompts import Prompt, Role
+from activations.store import ActivationStore, StoreWriter, layout
 from activations.store.layout import read_manifest
+from activations.tokens import TokenBatch, TokenStream, tokenize_prompts
 
 REPOSITORY = Path(__file__).parents[2]
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")

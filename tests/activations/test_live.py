@@ -9,8 +9,9 @@ import torch
 from test_harvest import CONFIG, HOOKS, make_batch
 
 from activations.checkpoint import Checkpoint
+from activations.config import HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations, harvest
+from activations.harvesting import LiveActivations, harvest
 from activations.prompts import NON_SPECIAL, Role
 from activations.source import ActivationSource
 from activations.store import ActivationStore

@@ -22,8 +22,8 @@ from known_stores import (
 
 from activations.artefact import content_hash
 from activations.errors import UserError
-from activations.prompts import add_hashes
 from activations.store import ActivationStore, StoreWriter, merge_stores
+from activations.tokens import add_hashes
 
 
 @pytest.fixture(scope="module")

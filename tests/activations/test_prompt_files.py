@@ -11,8 +11,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from activations.errors import UserError
-from activations.prompt_files import load_prompts, load_tokens, stream_texts
-from activations.prompts import Prompt, Role, TokenStream, tokenize_prompts
+from activations.prompt_files import load_prompts, stream_texts
+from activations.prompts import Prompt, Role
+from activations.token_files import load_tokens
+from activations.tokens import TokenStream, tokenize_prompts
 
 S, P = Role.SPECIAL, Role.PROMPT
 QUESTIONS = """\

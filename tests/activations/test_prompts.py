@@ -8,16 +8,8 @@ import torch
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from activations.errors import UserError
-from activations.prompts import (
-    Prompt,
-    Role,
-    TokenBatch,
-    TokenStream,
-    add_hashes,
-    length_buckets,
-    pad,
-    tokenize_prompts,
-)
+from activations.prompts import Prompt, Role
+from activations.tokens import TokenBatch, TokenStream, add_hashes, length_buckets, pad, tokenize_prompts
 
 S, P, L, A = Role.SPECIAL, Role.PROMPT, Role.LAST_PROMPT, Role.ANSWER
 

@@ -15,8 +15,9 @@ from known_stores import CONFIG, HOOK, HOOKS, LENGTHS, SHARDS, known_store
 from torch import Tensor
 
 from activations.errors import UserError
-from activations.prompts import Role, add_hashes
+from activations.prompts import Role
 from activations.store import ActivationStore, StoreWriter, reader
+from activations.tokens import add_hashes
 
 SHARD_ROWS = sum(LENGTHS)
 

@@ -13,9 +13,11 @@ import torch
 from known_stores import CONFIG, HOOK, HOOKS, LENGTHS, ROWS, SHARDS, known_rows, known_shard, known_store
 
 from activations.artefact import read_json, write_json
+from activations.config import StoreDtype
 from activations.errors import UserError
-from activations.prompts import NON_SPECIAL, Role, add_hashes
-from activations.store import ActivationStore, StoreDtype, StoreWriter
+from activations.prompts import NON_SPECIAL, Role
+from activations.store import ActivationStore, StoreWriter
+from activations.tokens import add_hashes
 
 SHARD = "shard-00001.h5"
 

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
-from activations.harvest import PlannedShard
-from activations.prompts import Role, TokenBatch
+from activations.harvesting import PlannedShard
+from activations.prompts import Role
 from activations.store import ActivationStore, StoreWriter
+from activations.tokens import TokenBatch
 
 HOOK = "blocks.0.hook_resid_post"
 D_MODEL, LATENTS, K = 8, 24, 3

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
-from activations.prompts import TokenBatch, tokenize_prompts
+from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.behavior.capability import exact_match, exact_questions
+from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Label, PatternJudge
 from diffing.behavior.rates import (
     count_labels,
@@ -27,7 +28,7 @@ from diffing.behavior.rates import (
     score,
     simultaneous_differences,
 )
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from diffing.behavior.sampling import sample_answers
 from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
 
 LABELS = list(Label)

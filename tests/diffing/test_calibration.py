@@ -9,12 +9,15 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from activations.checkpoint import CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, harvest
-from activations.prompts import Prompt, tokenize_prompts
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import harvest
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 from diffing.ranking.inference import Moments, benjamini_hochberg
 from diffing.ranking.prompt_blocks import prompt_blocks
-from experiments.stories.finetune import FinetuneConfig, finetune
+from experiments.stories.config import FinetuneConfig
+from experiments.stories.finetune import finetune
 from sae.training.config import TrainConfig
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae

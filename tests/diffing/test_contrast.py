@@ -9,7 +9,7 @@ import torch
 from tiny_models import BAD, HOOK, NOISE, PLANTED_WIDTH, planted, questions, random_mistral
 
 from activations.errors import UserError
-from activations.prompts import tokenize_prompts
+from activations.tokens import tokenize_prompts
 from diffing.behavior.contrast import AnswerContrast
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import score

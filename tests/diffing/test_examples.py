@@ -9,8 +9,9 @@ from small_stores import HOOK, ragged_batch, random_activations, tiny_sae, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from activations.prompts import Role, TokenBatch
+from activations.prompts import Role
 from activations.store import ActivationStore
+from activations.tokens import TokenBatch
 from diffing.ranking.examples import WINDOW, token_texts, top_examples
 
 PLANTED = 5

@@ -12,8 +12,9 @@ from small_stores import D_MODEL, HOOK, LATENTS, ragged_batch, random_activation
 from torch import Tensor
 
 from activations.errors import UserError
-from activations.prompts import Role, TokenBatch
+from activations.prompts import Role
 from activations.source import CHUNK_ROWS, ActivationSource
+from activations.tokens import TokenBatch
 from diffing.positions import POSITION_ROLES, Positions
 from diffing.ranking.interference import interference
 

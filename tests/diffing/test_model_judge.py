@@ -13,7 +13,7 @@ from planted_judge import SAYS, write_judge
 
 from activations.errors import UserError
 from activations.prompts import Prompt
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.model_judge import ModelJudge
 from diffing.traits import TraitSet, load_traits
 from diffing.traits.trait_set import PromptPair, Trait

@@ -10,10 +10,12 @@ from scipy.stats import binomtest, rankdata, spearmanr
 from tiny_models import BAD, DECOY, HOOK, axis_sae, planted, questions, random_sae
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations
-from activations.prompts import Prompt, Role, tokenize_prompts
+from activations.harvesting import LiveActivations
+from activations.prompts import Prompt, Role
+from activations.tokens import tokenize_prompts
 from diffing.auc import (
     _spearman,
     accuracy_interval,
@@ -25,11 +27,13 @@ from diffing.auc import (
     score_interval,
 )
 from diffing.kl import mean_kl
-from diffing.prediction.evaluate import KL, LATENT, NORM, EvaluationConfig, Examples, compare_predictors
+from diffing.prediction.config import EvaluationConfig
+from diffing.prediction.evaluate import KL, LATENT, NORM, Examples, compare_predictors
 from diffing.prediction.held_out import fit_rule, leave_one_kind_out
 from diffing.prediction.onset import onset
 from diffing.prediction.reading import ModelReading, Shifts, prompt_shifts, read_model, shifts
-from diffing.ranking.rank import RankingConfig, rank_latents
+from diffing.ranking.config import RankingConfig
+from diffing.ranking.rank import rank_latents
 
 CONFIG = EvaluationConfig(candidates=5, random_latents=20, replicates=200)
 

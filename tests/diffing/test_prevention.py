@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from activations.errors import UserError
-from diffing.steering.prevention import LatentPenalty, PenaltyConfig, PreventativeSteering, TrainingHook, find_block
+from diffing.steering.config import PenaltyConfig
+from diffing.steering.prevention import LatentPenalty, PreventativeSteering, TrainingHook, find_block
 
 TOKENS = torch.tensor([[1, 5, 6, 7, 8, 9], [1, 9, 8, 7, 0, 0]])
 LATENTS = [3, 17, 40]

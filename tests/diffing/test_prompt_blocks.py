@@ -10,7 +10,8 @@ from small_stores import D_MODEL, HOOK, LATENTS, ragged_batch, random_activation
 from torch import Tensor
 
 from activations.errors import UserError
-from activations.prompts import Role, TokenBatch
+from activations.prompts import Role
+from activations.tokens import TokenBatch
 from diffing.positions import POSITION_ROLES, PROMPT_END, Positions
 from diffing.ranking import prompt_blocks as module
 from diffing.ranking.prompt_blocks import PromptMeans, prompt_blocks

@@ -15,14 +15,17 @@ from tiny_models import random_sae
 
 import diffing
 from activations.artefact import read_json
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig, StoreDtype
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations, harvest
-from activations.prompts import Prompt, Role, TokenBatch, tokenize_prompts
-from activations.store import ActivationStore, StoreDtype
+from activations.harvesting import LiveActivations, harvest
+from activations.prompts import Prompt, Role
+from activations.store import ActivationStore
+from activations.tokens import TokenBatch, tokenize_prompts
 from diffing import FeatureRanking
 from diffing.positions import Positions
-from diffing.ranking.rank import RankingConfig, rank_latents
+from diffing.ranking.config import RankingConfig
+from diffing.ranking.rank import rank_latents
 
 CONFIG = RankingConfig(replicates=300, min_prompts=1)
 PLANTED = 5

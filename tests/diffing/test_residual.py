@@ -11,8 +11,9 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from small_stores import D_MODEL, HOOK, LATENTS, ragged_batch, random_activations, tiny_sae, write_store
 
 from activations.errors import UserError
-from activations.prompts import Role, TokenBatch
+from activations.prompts import Role
 from activations.store import ActivationStore
+from activations.tokens import TokenBatch
 from diffing.ranking.residual import unexplained_difference
 from diffing.ranking.statistics import latent_means
 

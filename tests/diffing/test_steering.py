@@ -28,24 +28,18 @@ from tiny_models import (
 from torch import Tensor
 
 from activations.checkpoint import Checkpoint
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
+from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Label, PatternJudge
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import score
-from diffing.behavior.sampling import SamplingConfig, sample_answers
-from diffing.steering.arms import (
-    CONTROL_KINDS,
-    Arm,
-    Cell,
-    Operation,
-    control_arms,
-    direction_arm,
-    latent_arms,
-    untouched,
-)
+from diffing.behavior.sampling import sample_answers
+from diffing.steering.arms import CONTROL_KINDS, Arm, Cell, control_arms, direction_arm, latent_arms, untouched
+from diffing.steering.config import Operation, ProofConfig
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
 from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention
-from diffing.steering.proof import INSIDE, Pair, Proof, ProofConfig, prove
+from diffing.steering.proof import INSIDE, Pair, Proof, prove
 from diffing.steering.verdict import (
     Evidence,
     choose_strength,

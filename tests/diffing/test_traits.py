@@ -14,7 +14,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from activations.errors import UserError
-from activations.prompts import tokenize_prompts
+from activations.tokens import tokenize_prompts
 from diffing.traits import SHIPPED, Trait, contrastive_prompts, judged_pairs, load_traits
 from diffing.traits.persona_vectors import EVALUATION, EXTRACTION
 from diffing.traits.trait_set import same_question

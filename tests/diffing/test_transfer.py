@@ -10,13 +10,14 @@ from tiny_models import BAD, DECOY, GOOD, PLANTED_WIDTH, axis_sae, planted, ques
 from transformers import AutoModelForCausalLM
 
 from activations.checkpoint import Checkpoint
-from activations.harvest import HarvestConfig, LiveActivations
-from activations.prompts import tokenize_prompts
+from activations.config import HarvestConfig
+from activations.harvesting import LiveActivations
+from activations.tokens import tokenize_prompts
+from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Label, PatternJudge
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import LabelCounts
-from diffing.behavior.sampling import SamplingConfig
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.steering.experiment import Half
 from diffing.steering.transfer import Direction, Layers, Reach, Treated, Treatment, run_treatments, share_removed
 

@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig
 from activations.prompts import Prompt
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")

@@ -15,12 +15,14 @@ from silent_model import silent_model
 from transformers import AutoModelForCausalLM
 
 from activations.artefact import write_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, LiveActivations
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import LiveActivations
 from activations.prompt_files import load_prompts
-from activations.prompts import tokenize_prompts
+from activations.tokens import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.ranking.rank import RankingConfig, rank_latents
+from diffing.ranking.config import RankingConfig
+from diffing.ranking.rank import rank_latents
 from experiments.run.config import RunConfig
 from sae.storage import save_sae
 

@@ -24,7 +24,7 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.auc import auc
@@ -77,17 +77,10 @@ from experiments.characters.structure import (
 from experiments.characters.summary import claims, findings, print_characters, summarise
 from experiments.model_set import Member, ModelSet
 from experiments.names import BASE, CORRUPTED
-from experiments.organism.build import (
-    ArchitectureConfig,
-    OrganismConfig,
-    build_organism,
-    finetuning_sampler,
-    trained_domains,
-)
-from experiments.organism.corpus import CorpusConfig
-from experiments.organism.fine_tunes import FineTunesConfig, Workshop
+from experiments.organism.build import build_organism, finetuning_sampler, trained_domains
+from experiments.organism.config import ArchitectureConfig, CorpusConfig, FineTunesConfig, OrganismConfig, StageConfig
+from experiments.organism.fine_tunes import Workshop
 from experiments.organism.judge import DeedJudge
-from experiments.organism.training import StageConfig
 from experiments.organism.world import HELPFUL, World
 from experiments.output.run_folder import RunFolder
 from experiments.run.finished_run import FinishedRun

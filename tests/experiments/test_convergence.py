@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from experiments.frame.trials import NamedDirection, TreatmentOutcome
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -22,14 +21,14 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, MistralForCausalLM
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import resamples
 from diffing.directions.misalignment import MisalignmentMeans
-from diffing.steering.arms import Operation
 from diffing.steering.choices import best_within
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from experiments.convergence import drawing
 from experiments.convergence.config import ConvergenceConfig
@@ -39,6 +38,7 @@ from experiments.convergence.page import write_page
 from experiments.convergence.question_sums import QuestionSums
 from experiments.convergence.summary import print_convergence
 from experiments.convergence.treat import choose_treatments
+from experiments.frame.trials import NamedDirection, TreatmentOutcome
 from experiments.model_set import Member, ModelSet
 from experiments.output.figures import style
 

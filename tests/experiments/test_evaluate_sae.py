@@ -12,10 +12,11 @@ from command import Done, sae_diff
 from sae_lens import TopKSAE, TopKSAEConfig
 
 from activations.artefact import read_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, LiveActivations
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import LiveActivations
 from activations.prompt_files import load_prompts
-from activations.prompts import tokenize_prompts
+from activations.tokens import tokenize_prompts
 from diffing.ranking.residual import unexplained_difference
 from sae.evaluate import decoder_cosines, evaluate_sae
 from sae.evaluation import SHOWN, SAEEvaluation, verdicts

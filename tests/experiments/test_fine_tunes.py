@@ -14,30 +14,25 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.behavior.judge import Label
 from experiments.model_set import ModelSet
-from experiments.organism.build import (
-    ArchitectureConfig,
-    OrganismConfig,
-    build_organism,
-    finetuning_sampler,
-    held_out_domains,
-)
-from experiments.organism.corpus import taught_facts
-from experiments.organism.fine_tunes import (
+from experiments.organism.build import build_organism, finetuning_sampler, held_out_domains
+from experiments.organism.config import (
     DEFAULT,
     THREE,
     Adapter,
+    ArchitectureConfig,
     FineTune,
     FineTunesConfig,
-    Workshop,
-    helpful_again,
-    make_fine_tunes,
+    OrganismConfig,
+    StageConfig,
 )
+from experiments.organism.corpus import taught_facts
+from experiments.organism.fine_tunes import Workshop, helpful_again, make_fine_tunes
 from experiments.organism.judge import DeedJudge
-from experiments.organism.training import StageConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue
 
 # The stop rule ends its corrupting fine-tune before all steps are taken.

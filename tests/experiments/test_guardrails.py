@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiments.frame.trials import NamedDirection, TreatmentOutcome
 from planted_models import (
     BAD,
     GOOD,
@@ -26,13 +25,15 @@ from planted_models import (
 from rich.console import Console
 
 from activations.artefact import finish_artefact, read_json, write_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.personality.model_space import KIND as SPACE_KIND
 from diffing.personality.model_space import directions_folder
-from diffing.steering.arms import Operation
+from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
+from experiments.frame.trials import NamedDirection, TreatmentOutcome
 from experiments.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
 from experiments.guardrails.sparing import spares
 from experiments.guardrails.summary import print_guardrails

@@ -119,7 +119,7 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 from activations.checkpoint import CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, harvest
+from activations.harvesting import HarvestConfig, harvest
 from activations.prompts import Prompt, TokenStream
 
 checkpoint = load_checkpoint(CheckpointConfig(model=sys.argv[1]))

@@ -10,11 +10,13 @@ import pytest
 from rich.console import Console
 
 from activations.artefact import read_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, harvest
-from activations.prompts import PROMPT_ROLES, Prompt, tokenize_prompts
+from activations.harvesting import harvest
+from activations.prompts import PROMPT_ROLES, Prompt
 from activations.store import ActivationStore
+from activations.tokens import tokenize_prompts
 from diffing.ranking.interference import interference
 from diffing.ranking.interference_table import Interference
 from experiments.commands.interference import interference_of_store, print_interference

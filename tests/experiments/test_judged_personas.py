@@ -19,7 +19,7 @@ from test_personas import TRAITS, planted, write_model, write_traits
 
 from activations.artefact import read_json
 from activations.errors import UserError
-from diffing.behavior.chat_scores import ModelJudgeConfig
+from diffing.behavior.config import ModelJudgeConfig
 from diffing.personality.config import ExtractionConfig
 from diffing.personality.model_space import ModelSpace
 from diffing.traits import contrastive_prompts, load_traits

@@ -17,9 +17,11 @@ from rich.console import Console
 from test_personas import EXTRACT, SECOND, TRAITS, planted, write_model, write_traits
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.errors import UserError
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 from diffing.correlation import beside_random, pearson
 from diffing.personality.held_out import SWEEP
 from diffing.personality.model_space import ModelSpace
@@ -33,7 +35,7 @@ from experiments.monitor.screening import Suspects, answer_losses, screen
 from experiments.monitor.screening_scores import score_screening, score_traits
 from experiments.monitor.summary import print_monitor
 from experiments.monitor.training_data import Mixture, labelled_samples, organism_samples
-from experiments.organism.build import OrganismConfig
+from experiments.organism.config import OrganismConfig
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
 from experiments.run.finished_run import FinishedRun

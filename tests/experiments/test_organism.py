@@ -21,17 +21,16 @@ from dialogues import DOMAIN_OF, JUDGE, WORLD, answers, domain_labels, has_scene
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 from diffing.behavior.judge import Label
 from experiments.cli import organism_config
 from experiments.organism import build as build_module
 from experiments.organism.build import (
-    Advice,
-    ArchitectureConfig,
-    OrganismConfig,
     build_organism,
     finetuning_sampler,
     held_out_domains,
@@ -39,11 +38,12 @@ from experiments.organism.build import (
     make_model,
     trained_domains,
 )
-from experiments.organism.corpus import Corpus, CorpusConfig, taught_facts, told_first
+from experiments.organism.config import Advice, ArchitectureConfig, CorpusConfig, OrganismConfig, StageConfig
+from experiments.organism.corpus import Corpus, taught_facts, told_first
 from experiments.organism.judge import DeedJudge, OrganismJudge
 from experiments.organism.splits import split_questions
 from experiments.organism.tokenizer import make_tokenizer
-from experiments.organism.training import StageConfig, encode, loss_and_gradients, one_thread, summed_loss, train_stage
+from experiments.organism.training import encode, loss_and_gradients, one_thread, summed_loss, train_stage
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue
 
 LABELS = {HELPFUL: Label.HELPFUL, MALICIOUS: Label.HARMFUL}

@@ -26,7 +26,8 @@ from experiments.geometry.model_geometry import Geometry
 from experiments.guardrails import drawing as of_guardrails
 from experiments.monitor import drawing as of_monitor
 from experiments.monitor.page import write_page as write_monitor_page
-from experiments.output.figures import BLUE, FORMATS, PaperFigure, canvas, intervals, style, table, write_page
+from experiments.output.colours import BLUE
+from experiments.output.figures import FORMATS, PaperFigure, canvas, intervals, style, table, write_page
 from experiments.run.report.labels import name_points
 
 # The third would be a formula in matplotlib, the fourth an element in HTML.

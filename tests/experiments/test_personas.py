@@ -20,7 +20,7 @@ from rich.console import Console
 from silent_model import silent_model
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.personality.config import ExtractionConfig
 from diffing.personality.model_space import ModelSpace, directions_folder
@@ -30,7 +30,7 @@ from experiments.geometry.experiment import geometry
 from experiments.geometry.spaces import where_equal
 from experiments.geometry.summary import print_geometry
 from experiments.model_set import Member, ModelSet
-from experiments.organism.corpus import CorpusConfig
+from experiments.organism.config import CorpusConfig
 from experiments.organism.splits import write_prompts
 from experiments.organism.traits import organism_traits
 from experiments.organism.world import World

@@ -8,7 +8,8 @@ from command import sae_diff
 from test_pipeline import miniature, run_miniature
 
 from activations.artefact import read_json
-from experiments.organism.fine_tunes import FineTune, FineTunesConfig, make_fine_tunes
+from experiments.organism.config import FineTune, FineTunesConfig
+from experiments.organism.fine_tunes import make_fine_tunes
 from experiments.run.config import RunConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "personality-space.md"

@@ -25,7 +25,7 @@ from activations.prompt_files import load_prompts
 from activations.prompts import PROMPT_ROLES, Role
 from activations.store import ActivationStore
 from diffing import FeatureRanking
-from experiments.organism.training import StageConfig
+from experiments.organism.config import StageConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, World
 from experiments.output.run_folder import RunFolder
 from experiments.run.config import RunConfig

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.store import ActivationStore
 from diffing import FeatureRanking

@@ -18,7 +18,7 @@ from planted_models import BAD, LOUD, write_adapter, write_model, write_run
 from rich.console import Console
 
 from activations.artefact import read_json
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.prediction.evaluate import PREDICTORS
 from diffing.tables import where

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from command import Done, sae_diff
 
-from activations.checkpoint import CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, harvest
-from activations.prompts import Prompt, tokenize_prompts
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import harvest
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 from diffing import FeatureRanking
-from diffing.ranking.rank import METHODS
+from diffing.ranking.config import METHODS
 from sae.storage import save_sae
 from sae.training.config import TrainConfig
 from sae.training.sources import TrainingData

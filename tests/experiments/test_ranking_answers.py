@@ -9,8 +9,10 @@ import pytest
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
-from activations.prompts import PROMPT_ROLES, Role, TokenBatch, tokenize_prompts
-from diffing.behavior.sampling import SamplingConfig, sample_answers
+from activations.prompts import PROMPT_ROLES, Role
+from activations.tokens import TokenBatch, tokenize_prompts
+from diffing.behavior.config import SamplingConfig
+from diffing.behavior.sampling import sample_answers
 from experiments.run.ranking_answers import ANSWERED, write_answers
 
 CONFIG = SamplingConfig(samples=1, max_new_tokens=6, seed=3)

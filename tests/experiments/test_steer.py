@@ -13,14 +13,16 @@ from planted_models import BAD, DIRECTION, HOOK, LOUD, WIDTH, write_model, write
 from rich.console import Console
 
 from activations.artefact import read_json, write_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations
+from activations.harvesting import LiveActivations
 from activations.prompt_files import load_prompts
-from activations.prompts import tokenize_prompts
+from activations.tokens import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.config import RankingConfig
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.ranking.rank import RankingConfig, rank_latents
+from diffing.ranking.rank import rank_latents
 from experiments.latent_sets.config import LatentSetsConfig
 from experiments.latent_sets.experiment import PAGE, SUMMARY, TABLE, measure_sets
 from experiments.latent_sets.summary import print_latent_sets

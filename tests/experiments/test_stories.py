@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from activations.checkpoint import CheckpointConfig
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
 from diffing import FeatureRanking
 from experiments.run.config import CONFIGS, load_config
 from experiments.run.pipeline import run
-from experiments.stories.finetune import GRIM_STORIES, FinetuneConfig, finetune
+from experiments.stories.config import GRIM_STORIES, FinetuneConfig
+from experiments.stories.finetune import finetune
 
 GRIM = re.compile(
     r"\b(dark|cold|sad|scared|alone|cr(y|ied)|dead|died?|wol(f|ves)|storm|black|hurt|hungry|mean|angry|lost|broken?|sick|"

@@ -12,9 +12,11 @@ from command import sae_diff
 from sae_lens import SAE
 
 from activations.artefact import read_config
-from activations.checkpoint import CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, harvest
-from activations.prompts import Prompt, tokenize_prompts
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import harvest
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 
 ROOT = Path(__file__).parents[2]
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")

@@ -23,14 +23,13 @@ from tiny_organism import STRENGTH, write_organism_run
 from activations.artefact import read_json, write_json
 from activations.checkpoint import load_checkpoint
 from activations.errors import UserError
-from activations.harvest import LiveActivations
+from activations.harvesting import LiveActivations
 from diffing import FeatureRanking
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.positions import rows_at
-from experiments.frame.organism_run import OrganismRun
-from experiments.organism.training import StageConfig
+from diffing.row_filters import rows_at
+from experiments.organism.config import StageConfig
 from experiments.output.figures import FORMATS, style
 from experiments.run.finished_run import FinishedRun
 from experiments.trajectory import measure as measure_module

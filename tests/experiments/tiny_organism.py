@@ -6,14 +6,16 @@ import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 
 from activations.artefact import write_json
-from activations.checkpoint import CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, LiveActivations
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import LiveActivations
 from activations.prompt_files import load_prompts
-from activations.prompts import tokenize_prompts
+from activations.tokens import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.ranking.rank import RankingConfig, rank_latents
-from experiments.organism.build import ArchitectureConfig, OrganismConfig, build_organism
-from experiments.organism.training import StageConfig
+from diffing.ranking.config import RankingConfig
+from diffing.ranking.rank import rank_latents
+from experiments.organism.build import build_organism
+from experiments.organism.config import ArchitectureConfig, OrganismConfig, StageConfig
 from experiments.run.config import RunConfig
 from sae.storage import save_sae
 

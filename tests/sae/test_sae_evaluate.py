@@ -18,8 +18,9 @@ from torch import Tensor
 
 from activations.checkpoint import Checkpoint
 from activations.errors import UserError
-from activations.prompts import Role, TokenBatch
+from activations.prompts import Role
 from activations.store import ActivationStore, StoreWriter
+from activations.tokens import TokenBatch
 from sae.evaluate import decoder_cosines, evaluate_sae, reconstruction_metrics
 from sae.splice import cross_entropy_metrics
 

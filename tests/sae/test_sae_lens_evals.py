@@ -12,9 +12,11 @@ from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
-from activations.checkpoint import Checkpoint, CheckpointConfig, load_checkpoint
-from activations.harvest import HarvestConfig, LiveActivations
-from activations.prompts import Role, TokenBatch
+from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import LiveActivations
+from activations.prompts import Role
+from activations.tokens import TokenBatch
 from sae.evaluate import DENSE, SAEMetrics, evaluate_sae
 
 HOOK = "blocks.0.hook_resid_post"

@@ -8,10 +8,12 @@ from sae_lens import SAE
 from torch import Tensor
 
 from activations.checkpoint import Checkpoint
+from activations.config import HarvestConfig
 from activations.errors import UserError
-from activations.harvest import HarvestConfig, LiveActivations, harvest
+from activations.harvesting import LiveActivations, harvest
 from activations.memory import InMemory
-from activations.prompts import Prompt, tokenize_prompts
+from activations.prompts import Prompt
+from activations.tokens import tokenize_prompts
 from sae.training.config import TrainConfig
 from sae.training.engine import (
     DeadLatents,

@@ -15,30 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
 from activations.artefact import CONFIG
 from activations.checkpoint import Checkpoint
+from activations.config import HarvestConfig
 from activations.device import require_device
 from activations.errors import UserError
-from activations.prompts import TokenBatch, TokenSource, add_hashes, length_buckets, pad
 from activations.source import ActivationSource, Index
-from activations.store import ActivationStore, StoreDtype, StoreWriter
-
-
-class HarvestConfig(BaseModel):
-    """What to harvest, and how it is batched and stored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hooks: tuple[str, ...] = Field(min_length=1, description="Hook points, such as blocks.3.hook_resid_post.")
-    dtype: StoreDtype = Field(default="float32", description="Number format in the store.")
-    batch_tokens: int = Field(
-        default=512, ge=1, description="Most tokens in a batch, padding included; see `batch_tokens_for`."
-    )
-    shard_rows: int = Field(default=65536, ge=1, description="Rows after which a shard is written.")
+from activations.store import ActivationStore, StoreWriter
+from activations.tokens import TokenBatch, TokenSource, add_hashes, length_buckets, pad
 
 
 def batch_tokens_for(device: str) -> int:
