@@ -20,8 +20,8 @@ from activations.errors import UserError
 from activations.source import ActivationSource
 from activations.store import ActivationStore
 from diffing.positions import Positions
+from diffing.ranking.activation_means import residual_norm
 from diffing.ranking.interference import MOVED_FROM, interference
-from diffing.ranking.statistics import residual_norm
 from sae.storage import load_sae, own_hook
 
 KIND = "interference"

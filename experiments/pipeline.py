@@ -35,10 +35,10 @@ from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.positions import Positions
+from diffing.ranking.activation_means import residual_norm
 from diffing.ranking.examples import LatentExample, load_examples, save_examples, top_examples
 from diffing.ranking.rank import rank_latents
 from diffing.ranking.residual import unexplained_difference
-from diffing.ranking.statistics import residual_norm
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
 from diffing.steering.experiment import Bench, Half
 from diffing.steering.proof import Proof, ProofConfig, prove

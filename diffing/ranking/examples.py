@@ -15,7 +15,7 @@ from activations.artefact import finish_artefact, read_config, read_json, write_
 from activations.prompts import Role
 from activations.source import ActivationSource
 from diffing.positions import RowIndex, RowMask, rows_at
-from diffing.ranking.statistics import encoded_rows
+from diffing.ranking.activation_means import encoded_rows
 
 KIND = "latent_examples"
 _FILE = "examples.json"

@@ -24,7 +24,7 @@ from activations.source import ActivationSource
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import Behavior
 from diffing.behavior.rates import Difference, LabelCounts, ends_of, resamples
-from diffing.ranking.statistics import residual_norm
+from diffing.ranking.activation_means import residual_norm
 from diffing.steering.arms import Arm, Cell, Operation
 from diffing.steering.experiment import Bench, Half, run_cells
 from diffing.steering.interventions import AblateDirection

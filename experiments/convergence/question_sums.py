@@ -15,7 +15,7 @@ from diffing.behavior.judge import Label
 from diffing.behavior.rates import resamples
 from diffing.directions.geometry import unit_rows
 from diffing.directions.misalignment import MisalignmentMeans
-from diffing.ranking.statistics import activation_means
+from diffing.ranking.activation_means import activation_means
 
 _LABELS = (Label.HELPFUL, Label.HARMFUL)
 

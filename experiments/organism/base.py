@@ -12,7 +12,7 @@ from activations.checkpoint import load_checkpoint
 from activations.harvest import LiveActivations
 from activations.memory import InMemory
 from diffing.behavior.measure import Behavior
-from diffing.ranking.statistics import residual_norm
+from diffing.ranking.activation_means import residual_norm
 from diffing.steering.experiment import Bench
 from experiments.organism.run import OrganismRun
 from experiments.results import BASE

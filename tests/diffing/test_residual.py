@@ -13,8 +13,8 @@ from small_stores import D_MODEL, HOOK, LATENTS, ragged_batch, random_activation
 from activations.errors import UserError
 from activations.prompts import Role, TokenBatch
 from activations.store import ActivationStore
+from diffing.ranking.activation_means import latent_means
 from diffing.ranking.residual import unexplained_difference
-from diffing.ranking.statistics import latent_means
 
 Pair = tuple[ActivationStore, ActivationStore]
 BATCH = ragged_batch(7)

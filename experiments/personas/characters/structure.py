@@ -20,7 +20,7 @@ from diffing.auc import auc, percentile_interval
 from diffing.directions.random_directions import chance_cosine_of_two, covariance_directions
 from diffing.personality.probes import PROBES, ProbeData, separation, transfer_matrix
 from diffing.positions import Positions
-from diffing.ranking.statistics import activation_means, latent_means
+from diffing.ranking.activation_means import activation_means, latent_means
 from experiments.lab import Lab
 
 # Where what precedes the answer has come together; the same tokens in all conditions.

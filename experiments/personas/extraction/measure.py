@@ -18,7 +18,7 @@ from activations.prompts import Prompt, TokenBatch, tokenize_prompts
 from diffing.behavior.model_judge import COHERENT_FROM
 from diffing.behavior.sampling import SamplingConfig, sample_answers
 from diffing.positions import Positions
-from diffing.ranking.statistics import activation_means
+from diffing.ranking.activation_means import activation_means
 from diffing.traits import judged_pairs
 from experiments.personas.extraction.trait_prompts import CoherenceJudge, TraitJudge, TraitPrompts
 

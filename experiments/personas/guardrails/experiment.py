@@ -28,7 +28,7 @@ from activations.errors import UserError
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import CONFIDENCE, LabelCounts, rate_difference, score
 from diffing.positions import Positions
-from diffing.ranking.statistics import activation_means
+from diffing.ranking.activation_means import activation_means
 from diffing.steering.arms import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
