@@ -20,8 +20,9 @@ from activations.prompt_files import load_prompts
 from activations.prompts import PROMPT_ROLES, Prompt, tokenize_prompts
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import Behavior, Record, SampledAnswers
-from diffing.behavior.rates import BehaviorScores, Difference, LabelCounts, score
+from diffing.behavior.rates import BehaviorScores, LabelCounts, score
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
+from diffing.statistics.intervals import Estimate
 from diffing.steering.arms import untouched
 from diffing.steering.experiment import Half, run_cells
 from diffing.steering.transfer import Direction, Layers, Treated, Treatment, run_treatments, share_removed
@@ -79,7 +80,7 @@ class Outcome:
         return score(self.counts)
 
     @cached_property
-    def removed(self) -> Difference:
+    def removed(self) -> Estimate:
         """Share of the untouched model's harmful answers that are gone."""
         return share_removed([(self.plain, self.counts)])
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from activations.checkpoint import CheckpointConfig, load_checkpoint
 from activations.harvest import HarvestConfig, harvest
 from activations.prompts import Prompt, tokenize_prompts
-from diffing.ranking.inference import Moments, benjamini_hochberg
 from diffing.ranking.prompt_blocks import prompt_blocks
+from diffing.statistics.hypothesis import benjamini_hochberg
+from diffing.statistics.paired import Moments
 from experiments.stories.finetune import FinetuneConfig, finetune
 from sae.training.config import TrainConfig
 from sae.training.sources import TrainingData

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float64
 from tqdm import tqdm
 
-from diffing.auc import percentile_interval
 from diffing.personality.similarity import rsa_with_matrix
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import resampled_directions
+from diffing.statistics.intervals import percentile_interval
 from experiments.personas.extraction.model_space import ModelSpace
 from experiments.personas.geometry.config import GeometryConfig
 from experiments.personas.geometry.spaces import Spaces

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from diffing.auc import percentile_interval
 from diffing.personality.similarity import projection_share
+from diffing.statistics.intervals import percentile_interval
 from experiments.personas.geometry.config import GeometryConfig
 from experiments.personas.geometry.model_geometry import model_geometry
 from experiments.personas.geometry.spaces import Spaces

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cosine_similarity
 
+from diffing.statistics.intervals import Interval
 from experiments.personas.extraction.measure import Reading
 from experiments.personas.geometry.latents import toxic_verdict
 from experiments.personas.geometry.model_geometry import Geometry
-from experiments.personas.geometry.question_bootstrap import Ends, Intervals
+from experiments.personas.geometry.question_bootstrap import Intervals
 from experiments.personas.geometry.spaces import PC1, SVV, Spaces, records, where_equal
 from experiments.results import BASE
 
@@ -59,7 +60,7 @@ def _valence(one: Geometry, base: Geometry, intervals: Intervals) -> dict[str, A
     return found
 
 
-def _with_ends(name: str, value: float | None, ends: Ends | None) -> dict[str, float | None]:
+def _with_ends(name: str, value: float | None, ends: Interval | None) -> dict[str, float | None]:
     low, high = ends or (None, None)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 

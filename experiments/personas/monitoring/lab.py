@@ -17,8 +17,8 @@ from activations.errors import UserError
 from activations.harvest import HarvestConfig
 from activations.prompts import Prompt, tokenize_prompts
 from diffing.behavior.sampling import SamplingConfig, sample_answers
-from diffing.correlation import beside_random, pearson
 from diffing.directions.random_directions import covariance_directions
+from diffing.statistics.correlation import pearson, random_correlations
 from experiments.finished_run import FinishedRun
 from experiments.personas.extraction.model_space import KIND as EXTRACT_KIND
 from experiments.personas.extraction.model_space import ModelSpace
@@ -139,4 +139,4 @@ class MonitorLab:
     ) -> dict[str, Any]:
         """Pearson's r of a predictor with a score, its interval, and random directions' r beside it."""
         found = pearson(predictor, score, units, self.config.replicates, self.seed)
-        return {**vars(found), **vars(beside_random(found.r, random, score))}
+        return {**vars(found), **vars(random_correlations(found.r, random, score))}
