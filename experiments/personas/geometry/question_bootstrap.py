@@ -57,7 +57,7 @@ class Resampled:
         return self.axes[name] if name in self.axes else self.units[:, self.traits.index(name)]
 
     def cosines(self, name: str) -> Float64[np.ndarray, "low_high trait"]:
-        """Interval of the cosine of every trait with a trait or an axis."""
+        """Intervals of the cosine of every trait with a trait or an axis."""
         return ends(np.einsum("rtd,rd->rt", self.units, self.target(name)))
 
     def cosine_of(self, one: str, two: str, other: "Resampled | None" = None) -> Interval:
@@ -71,7 +71,7 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Interval of everything that is said of one model's space.
+    """Intervals of everything that is said of one model's space.
 
     Attributes:
         cosines: Trait or axis -> ends of its cosine with every trait.
