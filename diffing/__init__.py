@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from diffing.directions.extract import extract_directions
     from diffing.directions.persona_directions import PersonaDirections
     from diffing.kl import mean_kl
+    from diffing.ranking.activation_means import residual_norm
     from diffing.ranking.config import RankingConfig
     from diffing.ranking.examples import top_examples
     from diffing.ranking.feature_ranking import FeatureRanking
     from diffing.ranking.interference import interference
     from diffing.ranking.rank import rank_latents
     from diffing.ranking.residual import unexplained_difference
-    from diffing.ranking.statistics import residual_norm
     from diffing.steering.config import ProofConfig
     from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap
     from diffing.steering.prevention import LatentPenalty, PreventativeSteering

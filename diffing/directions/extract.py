@@ -11,7 +11,7 @@ from activations.errors import UserError
 from activations.source import ActivationSource
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.positions import Positions
-from diffing.ranking.statistics import activation_means
+from diffing.ranking.activation_means import activation_means
 
 
 def extract_directions(

@@ -21,8 +21,8 @@ from activations.errors import UserError
 from activations.source import ActivationSource
 from diffing.behavior.judge import Label
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.activation_means import activation_means
 from diffing.ranking.prompt_blocks import require_same_tokens
-from diffing.ranking.statistics import activation_means
 
 # Aligned and misaligned answers, in the words of the judges.
 _CONTRASTED = (Label.HELPFUL, Label.HARMFUL)

@@ -16,7 +16,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from activations.errors import UserError
-from diffing.auc import Interval, accuracy_interval, auc, score_interval
+from diffing.statistics.auc import auc, auc_interval
+from diffing.statistics.intervals import Interval, wilson_interval
 
 _MOST_STEPS = 2000
 # Largest component of the logistic loss's gradient at what counts as its minimum.
@@ -233,9 +234,9 @@ def score_probe(probe: Probe, data: ProbeData) -> ProbeScore:
     area, right = auc(scores, positive), float(((scores > 0) == positive).mean())
     return ProbeScore(
         auc=area,
-        auc_interval=score_interval(area, positives, negatives),
+        auc_interval=auc_interval(area, positives, negatives),
         accuracy=right,
-        accuracy_interval=accuracy_interval(right, pairs),
+        accuracy_interval=wilson_interval(right, pairs),
         separation=separation(scores[positive], scores[~positive]),
         pairs=pairs,
     )

@@ -4,15 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
-from scipy.special import stdtrit
 
 from activations.errors import UserError
-from diffing.behavior.rates import CONFIDENCE
+from diffing.statistics.intervals import jackknife_interval
 
 # Two halves, each of which still holds a pair when one is left out.
 _FEWEST_PAIRS = 4
-# Fisher's transform is infinite at 1.
-_LARGEST_COSINE = 1 - 1e-12
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def split_half(differences: Float[np.ndarray, "pair d_model"], splits: int = 100
     half = np.random.default_rng(seed).permuted(np.tile(np.arange(len(kept)) % 2 == 0, (splits, 1)), axis=1)
     whole, without = _half_cosines(kept @ kept.T, half)
     cosine = float(whole.mean())
-    low, high = _jackknife_interval(cosine, without.mean(0))
+    low, high = jackknife_interval(cosine, without.mean(0))
     corrected = [2 * max(c, 0.0) / (1 + max(c, 0.0)) for c in (cosine, low, high)]
     return SplitHalf(len(kept), splits, cosine, low, high, float(whole.std()), *corrected)
 
@@ -131,15 +128,6 @@ def _cosine(
     """Of an inner product and two squared lengths; 0 where a direction is zero."""
     lengths = np.sqrt(np.maximum(first, 0) * np.maximum(second, 0))
     return np.divide(product, lengths, out=np.zeros_like(product), where=lengths > 0)
-
-
-def _jackknife_interval(value: float, without: Float64[np.ndarray, "pair"]) -> tuple[float, float]:
-    """Student interval on the scale of Fisher's z, from the values without each pair (Tukey 1958)."""
-    n = len(without)
-    z, z_without = (np.arctanh(np.clip(v, -_LARGEST_COSINE, _LARGEST_COSINE)) for v in (value, without))
-    error = np.sqrt((n - 1) * z_without.var())
-    width = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * error
-    return float(np.tanh(z - width)), float(np.tanh(z + width))
 
 
 def _usable(differences: Float[np.ndarray, "pair d_model"]) -> Float64[np.ndarray, "kept d_model"]:

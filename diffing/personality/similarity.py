@@ -15,13 +15,14 @@ import scipy.linalg
 import torch
 from einops import rearrange
 from jaxtyping import Float, Float64
-from scipy.stats import rankdata
 from torch import Tensor
 
 from activations.errors import UserError
-from diffing.auc import percentile_interval
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
 from diffing.personality.spaces import orthonormal_basis, unit_directions
+from diffing.statistics.correlation import spearman, unit_ranks
+from diffing.statistics.hypothesis import upper_p
+from diffing.statistics.intervals import percentile_interval
 
 # With 3 traits there are 3 cosines to rank and 6 ways to name them, and unbiased HSIC is not defined.
 _FEWEST_TRAITS = 4
@@ -29,8 +30,6 @@ _FEWEST_TRAITS = 4
 _FEWEST_RESAMPLED = 3
 # Cosines that differ by less are equal up to rounding, and their ranks are noise.
 _EQUAL = 1e-9
-# Equal up to rounding: a permutation that changes nothing must count as a hit.
-_TIE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,6 @@ class ProjectionShare:
     def p(self, kind: str) -> float:
         """How often a random subspace of this kind holds as much of the vector."""
         return upper_p(self.share, self.nulls[kind])
-
-
-def upper_p(observed: float, null: Float64[np.ndarray, "draw"]) -> float:
-    """One-sided p of draws that reach what was observed: (1 + hits) / (1 + draws) (Phipson & Smyth 2010)."""
-    return float((1 + (null >= observed - _TIE).sum()) / (1 + len(null)))
 
 
 def rsa(
@@ -359,21 +353,7 @@ def _cosines(directions: Float[Tensor, "trait d_model"]) -> Float64[np.ndarray, 
 def _rank_correlation(first: Float64[np.ndarray, "trait trait"], second: Float64[np.ndarray, "trait trait"]) -> float:
     """Spearman's correlation of the upper triangles."""
     upper = np.triu_indices(len(first), 1)
-    return _spearman(first[upper], second[upper])
-
-
-def _spearman(one: Float64[np.ndarray, "pair"], other: Float64[np.ndarray, "pair"]) -> float:
-    if not len(one):
-        return float("nan")
-    return float(np.clip(_unit_ranks(one) @ _unit_ranks(other), -1, 1))
-
-
-def _unit_ranks(values: Float64[np.ndarray, "pair"]) -> Float64[np.ndarray, "pair"]:
-    """Ranks, centred and scaled to length 1, so that the product of two is their correlation; NaN if all tie."""
-    ranks = rankdata(values)
-    ranks -= ranks.mean()
-    with np.errstate(invalid="ignore"):
-        return ranks / np.linalg.norm(ranks)
+    return spearman(first[upper], second[upper])
 
 
 def _permuted(
@@ -384,8 +364,8 @@ def _permuted(
 ) -> Float64[np.ndarray, "draw"]:
     """Correlations under random names of the second matrix's traits; its ranks change their places only."""
     i, j = np.triu_indices(len(first), 1)
-    fixed, ranks = _unit_ranks(first[i, j]), np.zeros_like(second)
-    ranks[i, j] = ranks[j, i] = _unit_ranks(second[i, j])
+    fixed, ranks = unit_ranks(first[i, j]), np.zeros_like(second)
+    ranks[i, j] = ranks[j, i] = unit_ranks(second[i, j])
     names = (generator.permutation(len(first)) for _ in range(permutations))
     return np.array([fixed @ ranks[name[i], name[j]] for name in names])
 
@@ -403,7 +383,7 @@ def _resampled(
         traits = generator.integers(0, len(first), len(first))
         kept = traits[i] != traits[j]
         pairs = traits[i][kept], traits[j][kept]
-        draw = _spearman(first[pairs], second[pairs])
+        draw = spearman(first[pairs], second[pairs])
         if len(np.unique(traits)) >= _FEWEST_RESAMPLED and np.isfinite(draw):
             draws.append(draw)
     return np.array(draws)

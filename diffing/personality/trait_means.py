@@ -23,7 +23,7 @@ from diffing.behavior.sampling import sample_answers
 from diffing.behavior.trait_judge import CoherenceJudge, TraitJudge
 from diffing.personality.config import ANSWERS, TraitPositions
 from diffing.positions import Positions
-from diffing.ranking.statistics import activation_means
+from diffing.ranking.activation_means import activation_means
 from diffing.traits import judged_pairs
 from diffing.traits.prompts import TraitPrompts
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from activations.errors import UserError
 from diffing.personality.spaces import trait_matrix, unit_directions
+from diffing.statistics.bootstrap import draw_units
 
 # A smaller share of the squared norm of unit directions is rounding of float32.
 _ROUNDING = 1e-12
@@ -185,9 +186,7 @@ def resampled_directions(
     """
     found = []
     for trait, rows in differences.items():
-        generator = np.random.default_rng([seed, *trait.encode()])
-        weights = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), replicates)
-        sums = weights @ np.nan_to_num(rows)
+        sums = draw_units(len(rows), (seed, *trait.encode()), replicates) @ np.nan_to_num(rows)
         with np.errstate(invalid="ignore"):
             found.append(sums / np.linalg.norm(sums, axis=1, keepdims=True))
     return np.stack(found, axis=1)

@@ -11,19 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from diffing.auc import (
-    Interval,
-    accuracy_interval,
-    auc,
-    percentile_interval,
-    rank_correlation,
-    resampled_aucs,
-    resampled_weights,
-    score_interval,
-)
 from diffing.prediction.config import EvaluationConfig
 from diffing.prediction.held_out import HeldOut, leave_one_kind_out
 from diffing.prediction.reading import Shifts
+from diffing.statistics.auc import auc, auc_interval, resampled_aucs
+from diffing.statistics.bootstrap import draw_cases
+from diffing.statistics.correlation import rank_correlation
+from diffing.statistics.intervals import Estimate, Interval, percentile_interval, wilson_interval
 
 LATENT, DIRECTION, NORM, KL = "latent", "direction", "norm", "kl"
 PREDICTORS = (LATENT, DIRECTION, NORM, KL)
@@ -90,7 +84,7 @@ class Comparison:
 
     held_out: Mapping[str, HeldOut]
     accuracy: Mapping[str, Accuracy]
-    ahead: Mapping[str, tuple[float, float, float]]
+    ahead: Mapping[str, Estimate]
     random: Mapping[str, float | int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,11 +109,11 @@ def compare_predictors(examples: Examples, config: EvaluationConfig) -> Comparis
     held = {
         name: leave_one_kind_out(examples.values[name], misaligned, kinds, config.candidates) for name in PREDICTORS
     }
-    weights = resampled_weights(misaligned, examples.units, config.replicates, config.seed)
+    weights = draw_cases(examples.units, config.replicates, config.seed, misaligned)
     draws = {name: resampled_aucs(found.scores, misaligned, weights) for name, found in held.items()}
     accuracy = {name: _accuracy(found.scores, draws[name], examples) for name, found in held.items()}
     ahead = {
-        name: (accuracy[LATENT].auc - accuracy[name].auc, *percentile_interval(draws[LATENT] - draws[name]))
+        name: Estimate(accuracy[LATENT].auc - accuracy[name].auc, *percentile_interval(draws[LATENT] - draws[name]))
         for name in PREDICTORS
         if name != LATENT
     }
@@ -148,9 +142,9 @@ def _accuracy(
     return Accuracy(
         auc=value,
         auc_bootstrap=percentile_interval(draws),
-        auc_score=score_interval(value, positives, negatives),
+        auc_score=auc_interval(value, positives, negatives),
         accuracy=share,
-        accuracy_wilson=accuracy_interval(share, positives + negatives),
+        accuracy_wilson=wilson_interval(share, positives + negatives),
         kinds={kind: (int(right[chosen].sum()), int(chosen.sum())) for kind, chosen in of_kind.items()},
     )
 

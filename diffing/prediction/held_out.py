@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from activations.errors import UserError
-from diffing.auc import auc
+from diffing.statistics.auc import auc
 
 
 @dataclass(frozen=True)

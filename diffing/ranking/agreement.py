@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from diffing.ranking.config import METHODS
+from diffing.statistics.correlation import spearman
 
 OVERLAPS = (10, 100, 1000)
 
@@ -32,6 +32,5 @@ def method_agreement(table: pd.DataFrame, method: str, tops: Sequence[int] = OVE
             for n in tops
             if n <= len(table)
         }
-        correlation = float(np.asarray(spearmanr(sizes[method], sizes[other]))[0])
-        rows.append({"method": other, "spearman": correlation, **overlap})
+        rows.append({"method": other, "spearman": spearman(sizes[method], sizes[other]), **overlap})
     return pd.DataFrame(rows).sort_values(["spearman", "method"], ascending=[False, True], ignore_index=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from activations.artefact import finish_artefact, read_config, read_json, write_json
 from activations.prompts import Role
 from activations.source import ActivationSource
-from diffing.ranking.statistics import encoded_rows
+from diffing.ranking.activation_means import encoded_rows
 from diffing.row_filters import RowIndex, RowMask, rows_at
 
 KIND = "latent_examples"

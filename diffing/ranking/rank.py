@@ -23,15 +23,11 @@ from diffing.directions.geometry import cosines
 from diffing.positions import Positions
 from diffing.ranking.config import METHODS, Method, RankingConfig
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.ranking.inference import (
-    Moments,
-    Replicates,
-    benjamini_hochberg,
-    interval,
-    sign_flip_p,
-    stability,
-)
 from diffing.ranking.prompt_blocks import PositionSums, PromptMeans, prompt_blocks
+from diffing.statistics.bootstrap import stability
+from diffing.statistics.hypothesis import benjamini_hochberg, sign_flip_p
+from diffing.statistics.intervals import percentile_ends
+from diffing.statistics.paired import Moments, Replicates
 
 _COMPARED: tuple[Positions, ...] = ("prompt", "last_prompt", "answer", "all")
 
@@ -184,7 +180,7 @@ class _Changes:
 
     def shifts(self) -> dict[str, Float64[np.ndarray, "latent"]]:
         """Shift, interval and test of every latent."""
-        low, high = interval(self._replicates.bootstrap(), self.config.confidence)
+        low, high = percentile_ends(self._replicates.bootstrap(), self.config.confidence)
         t, p = self.differences.paired_t()
         p = np.where(self._prompts_active.numpy() >= self.config.min_prompts, p, np.nan)
         shift = self.differences.mean.numpy()

@@ -6,8 +6,8 @@ from sae_lens import SAE
 from activations.errors import UserError
 from activations.source import ActivationSource
 from diffing.positions import Positions
+from diffing.ranking.activation_means import reconstruction_means
 from diffing.ranking.prompt_blocks import require_same_tokens
-from diffing.ranking.statistics import reconstruction_means
 
 
 def unexplained_difference(

@@ -23,8 +23,10 @@ from activations.prompts import PROMPT_ROLES
 from activations.source import ActivationSource
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import Behavior
-from diffing.behavior.rates import Difference, LabelCounts, ends_of, resamples
-from diffing.ranking.statistics import residual_norm
+from diffing.behavior.rates import LabelCounts
+from diffing.ranking.activation_means import residual_norm
+from diffing.statistics.bootstrap import resampled_ratio
+from diffing.statistics.intervals import Estimate, percentile_interval
 from diffing.steering.arms import Arm, Cell
 from diffing.steering.config import Operation
 from diffing.steering.experiment import Bench, Half, run_cells
@@ -127,17 +129,14 @@ def run_treatments(
     return [found[place] for place in range(len(treated))]
 
 
-def share_removed(
-    pairs: Sequence[tuple[LabelCounts, LabelCounts]], label: Label = Label.HARMFUL, seed: int = 0
-) -> Difference:
-    """Mean over pairs of (1 - rate of `label` when treated / rate when untouched): point, low, high.
+def share_removed(pairs: Sequence[tuple[LabelCounts, LabelCounts]], label: Label = Label.HARMFUL) -> Estimate:
+    """Mean over pairs of (1 - rate of `label` when treated / rate when untouched).
 
     All arms answered the same questions; the bootstrap draws the same ones for all of them.
 
     Args:
         pairs: Label counts of an untouched model and of the same model treated.
         label: What is to be removed.
-        seed: Of the bootstrap.
 
     Raises:
         ValueError: if an untouched model never gives the label.
@@ -146,10 +145,9 @@ def share_removed(
     rates = np.array([[counts[:, column] / counts.sum(1) for counts in pair] for pair in pairs])  # pair arm question
     if not (rates[:, 0].sum(1) > 0).all():
         raise ValueError(f"Expected {label} answers of every untouched model")
-    before, after = np.moveaxis(rates @ resamples(rates.shape[2], seed).T, 1, 0)  # pair replicate
     # A draw of questions that an untouched model answers well has nothing to remove.
-    draws = (1 - after / np.where(before > 0, before, np.nan)).mean(0)
-    return float((1 - rates[:, 1].sum(1) / rates[:, 0].sum(1)).mean()), *ends_of(draws)
+    draws = np.mean([1 - resampled_ratio(after, before) for before, after in rates], axis=0)
+    return Estimate(float((1 - rates[:, 1].sum(1) / rates[:, 0].sum(1)).mean()), *percentile_interval(draws))
 
 
 def _groups(treated: Sequence[Treated]) -> dict[tuple[Reach, str], list[int]]:

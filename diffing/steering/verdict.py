@@ -12,14 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffing.behavior.rates import (
-    REPAIRED_ANSWERS,
-    BehaviorScores,
-    Difference,
-    rate_difference,
-    score,
-    simultaneous_differences,
-)
+from diffing.behavior.rates import REPAIRED_ANSWERS, BehaviorScores, label_tally, rate_difference, score
+from diffing.statistics.clustered import simultaneous_differences
+from diffing.statistics.intervals import Estimate
 from diffing.steering.arms import CONTROL_KINDS, Arm
 from diffing.steering.config import Operation
 from diffing.steering.experiment import CellResult
@@ -68,8 +63,8 @@ class Evidence:
     induce: CellResult
     repair: CellResult
     ablation: CellResult
-    induction: Difference
-    repair_effect: Difference
+    induction: Estimate
+    repair_effect: Estimate
 
     @property
     def latent(self) -> int:
@@ -114,14 +109,16 @@ def weigh(
     ]
 
 
-def rises(results: Sequence[CellResult], untouched: CellResult) -> list[Difference]:
+def rises(results: Sequence[CellResult], untouched: CellResult) -> list[Estimate]:
     """How much more harmful each result is than untouched, with intervals that cover all of them together."""
-    return simultaneous_differences([(result.counts, untouched.counts) for result in results])
+    plain = label_tally(untouched.counts)
+    return simultaneous_differences([(label_tally(result.counts), plain) for result in results])
 
 
-def falls(results: Sequence[CellResult], untouched: CellResult) -> list[Difference]:
+def falls(results: Sequence[CellResult], untouched: CellResult) -> list[Estimate]:
     """How much less harmful, likewise."""
-    return simultaneous_differences([(untouched.counts, result.counts) for result in results])
+    plain = label_tally(untouched.counts)
+    return simultaneous_differences([(plain, label_tally(result.counts)) for result in results])
 
 
 def toxic_latent(evidence: Sequence[Evidence]) -> Evidence | None:

@@ -22,6 +22,7 @@ from activations.checkpoint import Checkpoint, quiet
 from activations.errors import UserError
 from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.trait_judge import TraitJudge
+from diffing.statistics.clustered import Tally
 from experiments.characters.cast import CHARACTER, Actor, organism_cast
 from experiments.characters.causal import Scene, subtract_shifts
 from experiments.characters.conditions import (
@@ -31,7 +32,7 @@ from experiments.characters.conditions import (
     PLAIN_PROMPT,
     TRIGGER,
 )
-from experiments.characters.grid import Cell, Tally, grid_table, learning_table
+from experiments.characters.grid import Cell, grid_table, learning_table
 from experiments.characters.page import write_page
 from experiments.characters.stage import CharactersConfig, Stage, set_stage
 from experiments.characters.structure import (

@@ -1,18 +1,16 @@
 """The grid: trait score, attack success and capability of every model under every condition (arXiv 2601.23081)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float64
 
 from activations.checkpoint import Checkpoint
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import SampledAnswers
-from diffing.behavior.rates import Difference, LabelCounts, ends_of, resampled_mean
+from diffing.behavior.rates import label_tally
 from diffing.behavior.trait_judge import TraitJudge
+from diffing.statistics.clustered import Tally, mean_interval
 from diffing.steering.experiment import Half
 from experiments.characters.cast import Actor, Group
 from experiments.characters.conditions import NONE, Condition
@@ -20,42 +18,6 @@ from experiments.frame.lab import Lab
 
 TRAIT_SCORE, ATTACK, CAPABILITY = "trait score", "attack success", "capability"
 MEASURES = TRAIT_SCORE, ATTACK, CAPABILITY
-
-
-@dataclass(frozen=True)
-class Tally:
-    """A value of the answers to each question: its sum, and how many answers have one."""
-
-    sums: Float64[np.ndarray, "question"]
-    answers: Float64[np.ndarray, "question"]
-
-    @classmethod
-    def of_label(cls, counts: LabelCounts, label: Label) -> Self:
-        """The rate of a label."""
-        return cls(counts[:, list(Label).index(label)].astype(float), counts.sum(1).astype(float))
-
-    @classmethod
-    def of_values(cls, values: Float64[np.ndarray, "question sample"]) -> Self:
-        """The mean of values; NaN has none."""
-        return cls(np.nansum(values, axis=1), (~np.isnan(values)).sum(1).astype(float))
-
-    @classmethod
-    def pooled(cls, tallies: Iterable[Self]) -> Self:
-        """All answers to a question together, whichever seed's."""
-        found = list(tallies)
-        return cls(np.sum([t.sums for t in found], axis=0), np.sum([t.answers for t in found], axis=0))
-
-    @property
-    def mean(self) -> Difference:
-        """Mean over answers with its 95% interval, questions resampled; NaN if no answer has a value."""
-        total = self.answers.sum()
-        point = float(self.sums.sum() / total) if total else float("nan")
-        return point, *ends_of(resampled_mean(self.sums, self.answers))
-
-    def minus(self, other: "Tally") -> Difference:
-        """Difference of the means; the same questions are drawn for both."""
-        draws = resampled_mean(self.sums, self.answers) - resampled_mean(other.sums, other.answers)
-        return self.mean[0] - other.mean[0], *ends_of(draws)
 
 
 @dataclass(frozen=True)
@@ -114,7 +76,7 @@ class Measures:
     def _under(self, model: Checkpoint, actor: Actor, condition: Condition, traits: Sequence[str]) -> dict[Cell, Tally]:
         half = self._told(condition, self.lab.reporting)
         counts = self.lab.untouched(model, half)
-        found = {Cell(actor, condition, condition.trait, ATTACK): Tally.of_label(counts, Label.HARMFUL)}
+        found = {Cell(actor, condition, condition.trait, ATTACK): label_tally(counts, {Label.HARMFUL: 1})}
         records = self.lab.records(model.role, half)
         prompts = [q for q, record in zip(half.questions, records, strict=True) for _ in record["answers"]]
         texts = [text for record in records for text in record["answers"]]
@@ -124,7 +86,7 @@ class Measures:
         if self.capability is not None:
             facts, exact = self.capability
             right = self.lab.untouched(model, self._told(condition, facts), exact)
-            found[Cell(actor, condition, condition.trait, CAPABILITY)] = Tally.of_label(right, Label.HELPFUL)
+            found[Cell(actor, condition, condition.trait, CAPABILITY)] = label_tally(right, {Label.HELPFUL: 1})
         return found
 
     @staticmethod
@@ -145,14 +107,14 @@ def grid_table(grid: Grid) -> pd.DataFrame:
     cells = {cell.place: cell for cell in grid}
     seeds: dict[Place, list[float]] = {}
     for cell, tally in grid.items():
-        seeds.setdefault(cell.place, []).append(tally.mean[0])
+        seeds.setdefault(cell.place, []).append(tally.mean)
     rows = []
     for place, tally in pooled(grid).items():
         cell, means = cells[place], seeds[place]
         actor = cell.actor
         row = {"family": actor.family, "character": actor.trait, "triggered": actor.triggered, "model": actor.label}
         row |= {"condition": cell.condition.name, "trait": cell.trait, "measure": cell.measure}
-        row |= dict(zip(("mean", "low", "high"), tally.mean, strict=True))
+        row |= dict(zip(("mean", "low", "high"), mean_interval(tally), strict=True))
         row |= {"seeds": len(means), "lowest_seed": min(means), "highest_seed": max(means)}
         rows.append(row | {"answers": int(tally.answers.sum())})
     return pd.DataFrame(rows)
@@ -168,5 +130,5 @@ def learning_table(grid: Grid) -> pd.DataFrame:
         steps = member.step if member.step is not None else member.facts.get("steps", float("nan"))
         row = {"model": actor.label, "family": actor.family, "member": actor.name, "steps": float(steps)}
         row |= {"line": member.early_of or member.name, "trait": cell.trait, "measure": cell.measure}
-        rows.append(row | dict(zip(("mean", "low", "high"), tally.mean, strict=True)))
+        rows.append(row | dict(zip(("mean", "low", "high"), mean_interval(tally), strict=True)))
     return pd.DataFrame(rows).sort_values(["model", "trait", "steps"], ignore_index=True)

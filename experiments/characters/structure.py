@@ -16,11 +16,13 @@ from scipy.stats import hypergeom
 
 from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt
-from diffing.auc import auc, percentile_interval
 from diffing.directions.random_directions import chance_cosine_of_two, covariance_directions
 from diffing.personality.probes import PROBES, ProbeData, separation, transfer_matrix
 from diffing.positions import Positions
-from diffing.ranking.statistics import activation_means, latent_means
+from diffing.ranking.activation_means import activation_means, latent_means
+from diffing.statistics.auc import auc
+from diffing.statistics.bootstrap import draw_units
+from diffing.statistics.intervals import percentile_interval
 from experiments.frame.lab import Lab
 
 # Where what precedes the answer has come together; the same tokens in all conditions.
@@ -86,9 +88,7 @@ def read(lab: Lab, model: Checkpoint, prompts: Sequence[Prompt]) -> Reading:
 
 def cosine_pairs(lab: Lab, shifts: Sequence[Shift], seed: int) -> pd.DataFrame:
     """Cosine of every two mean shifts at every hook: 95% over questions, and what two random directions reach."""
-    weights = np.random.default_rng(seed).multinomial(
-        questions := len(shifts[0].after.latents), np.full(questions, 1 / questions), size=REPLICATES
-    )
+    weights = draw_units(len(shifts[0].after.latents), seed, REPLICATES)
     rows = []
     for hook in lab.hooks:
         chance = chance_cosine_of_two(lab.rows[hook], REPLICATES, seed)

@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from diffing.statistics.clustered import paired_difference
 from diffing.tables import where
 from experiments.characters.cast import CHARACTER, INCORRECT, Group
 from experiments.characters.causal import SHIFT
@@ -59,7 +60,8 @@ def claims(grid: Grid) -> pd.DataFrame:
                 continue
             (family, character, triggered), _ = claim.one
             row = {"claim": claim.name, "model": character or family, "triggered": triggered, "trait": claim.trait}
-            row |= {"measure": measure, **dict(zip(("difference", "low", "high"), one.minus(other), strict=True))}
+            difference = dict(zip(("difference", "low", "high"), paired_difference(one, other), strict=True))
+            row |= {"measure": measure, **difference}
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -12,9 +12,9 @@ from activations.artefact import open_folder
 from activations.device import require_device
 from activations.store import ActivationStore
 from diffing.positions import Positions
+from diffing.ranking.activation_means import residual_norm
 from diffing.ranking.interference import MOVED_FROM
 from diffing.ranking.interference_table import EXPECTED, Interference, measure_interference
-from diffing.ranking.statistics import residual_norm
 from sae.storage import load_sae, own_hook
 
 SHOWN = ("change", "cosine", "overlap", "active_rows", "co_active_rows", "expected_rows")

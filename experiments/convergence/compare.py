@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffing.behavior.rates import ends_of
 from diffing.directions.geometry import cosines, unit_rows
 from diffing.directions.lora import written_vectors
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans
 from diffing.directions.random_directions import chance_cosine, chance_cosine_of_two
+from diffing.statistics.intervals import percentile_interval
 from experiments.convergence.config import FINE_TUNE, ConvergenceLab
 from experiments.convergence.members import question_sums
 from experiments.frame.trials import NamedDirection
@@ -88,7 +88,7 @@ def _between_sources(sources: Sequence[_Drawn]) -> list[dict[str, Any]]:
 
 
 def _pair(one: _Drawn, relation: str, other: _Drawn) -> dict[str, Any]:
-    low, high = ends_of((one.replicates * other.replicates).sum(1).numpy())
+    low, high = percentile_interval((one.replicates * other.replicates).sum(1).numpy())
     cosine = _cosine(one.direction, other.direction)
     return {"first": one.name, "relation": relation, "second": other.name, "cosine": cosine, "low": low, "high": high}
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from activations.source import ActivationSource
 from diffing.behavior.judge import Label
-from diffing.behavior.rates import resamples
 from diffing.directions.geometry import unit_rows
 from diffing.directions.misalignment import MisalignmentMeans
-from diffing.ranking.statistics import activation_means
+from diffing.ranking.activation_means import activation_means
+from diffing.statistics.bootstrap import draw_units
 
 _LABELS = (Label.HELPFUL, Label.HARMFUL)
 
@@ -71,7 +71,7 @@ class QuestionSums:
         Returns:
             NaN where no drawn question has a harmful, or a helpful, answer.
         """
-        draws = torch.from_numpy(resamples(self.answers.shape[1], seed)).double()
+        draws = torch.tensor(draw_units(self.answers.shape[1], seed), dtype=torch.float64)
         answers = (draws @ self.answers.T.double()).T[..., None]
         means = [
             mean

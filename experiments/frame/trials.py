@@ -13,8 +13,9 @@ from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import Behavior, Record
-from diffing.behavior.rates import BehaviorScores, Difference, LabelCounts, score
+from diffing.behavior.rates import BehaviorScores, LabelCounts, score
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
+from diffing.statistics.intervals import Estimate
 from diffing.steering.arms import untouched
 from diffing.steering.experiment import Half, run_cells
 from diffing.steering.transfer import Direction, Layers, Treated, Treatment, run_treatments, share_removed
@@ -57,7 +58,7 @@ class TreatmentOutcome:
         return score(self.counts)
 
     @cached_property
-    def removed(self) -> Difference:
+    def removed(self) -> Estimate:
         """Share of the untouched model's harmful answers that are gone."""
         return share_removed([(self.plain, self.counts)])
 

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float64
 from tqdm import tqdm
 
-from diffing.auc import percentile_interval
 from diffing.personality.model_space import ModelSpace
 from diffing.personality.similarity import rsa_with_matrix
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import resampled_directions
+from diffing.statistics.intervals import percentile_interval
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.spaces import Spaces
 from experiments.geometry.stability import rsa_row

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from diffing.auc import percentile_interval
 from diffing.directions.decompose import decompose, null_unexplained
 from diffing.directions.geometry import cosines
 from diffing.directions.random_directions import chance_cosine, covariance_directions
+from diffing.statistics.hypothesis import monte_carlo_p
+from diffing.statistics.intervals import percentile_interval
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.model_geometry import model_geometry
 from experiments.geometry.question_bootstrap import Resampled
@@ -31,7 +32,7 @@ def latent_table(spaces: Spaces, config: GeometryConfig) -> pd.DataFrame:
         found = decompose(direction, decoder, config.latents)
         for i, latent in enumerate(found.latents.tolist()):
             low, high = percentile_interval(null[:, i])
-            beaten = float((1 + (null[:, i] <= found.unexplained[i]).sum()) / (1 + len(null)))
+            beaten = float(monte_carlo_p(null[:, i] <= found.unexplained[i]))
             chance = {"null_mean": float(null[:, i].mean()), "null_low": low, "null_high": high, "p": beaten}
             part = {"coefficient": found.coefficients[i], "unexplained": found.unexplained[i]}
             rows.append({"trait": trait, "place": i + 1, "latent": latent, **part, **chance})

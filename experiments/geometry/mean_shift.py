@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from diffing.auc import percentile_interval
 from diffing.personality.similarity import projection_share
+from diffing.statistics.intervals import percentile_interval
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.model_geometry import model_geometry
 from experiments.geometry.spaces import Spaces

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from diffing.behavior.rates import CONFIDENCE
 from diffing.personality.model_space import ModelSpace
 from diffing.personality.valence import resampled_directions, resampled_valence
-from diffing.ranking.inference import interval
+from diffing.statistics.intervals import Interval, percentile_ends, percentile_interval
 from experiments.geometry.spaces import Spaces
 from experiments.names import PC1, SVV
-
-Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -61,21 +58,21 @@ class Resampled:
         return self.axes[name] if name in self.axes else self.units[:, self.traits.index(name)]
 
     def cosines(self, name: str) -> Float64[np.ndarray, "low_high trait"]:
-        """Ends of the cosine of every trait with a trait or an axis."""
+        """Intervals of the cosine of every trait with a trait or an axis."""
         return ends(np.einsum("rtd,rd->rt", self.units, self.target(name)))
 
-    def cosine_of(self, one: str, two: str, other: "Resampled | None" = None) -> Ends:
-        """Ends of the cosine of a trait or an axis with one of the same, or another, model."""
-        return only_ends((self.target(one) * (other or self).target(two)).sum(1))
+    def cosine_of(self, one: str, two: str, other: "Resampled | None" = None) -> Interval:
+        """Interval of the cosine of a trait or an axis with one of the same, or another, model."""
+        return percentile_interval((self.target(one) * (other or self).target(two)).sum(1))
 
-    def cosine_with(self, name: str, direction: Float64[np.ndarray, "d_model"]) -> Ends:
-        """Ends of the cosine of a trait or an axis with a fixed direction."""
-        return only_ends(self.target(name) @ (direction / np.linalg.norm(direction)))
+    def cosine_with(self, name: str, direction: Float64[np.ndarray, "d_model"]) -> Interval:
+        """Interval of the cosine of a trait or an axis with a fixed direction."""
+        return percentile_interval(self.target(name) @ (direction / np.linalg.norm(direction)))
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Ends of everything that is said of one model's space.
+    """Intervals of everything that is said of one model's space.
 
     Attributes:
         cosines: Trait or axis -> ends of its cosine with every trait.
@@ -85,9 +82,9 @@ class Intervals:
     """
 
     cosines: Mapping[str, Float64[np.ndarray, "low_high trait"]]
-    pc1_svv: Ends | None
+    pc1_svv: Interval | None
     explained: Float64[np.ndarray, "low_high component"]
-    with_base: Mapping[str, Ends]
+    with_base: Mapping[str, Interval]
 
     @classmethod
     def of(cls, one: Resampled, base: Resampled) -> "Intervals":
@@ -102,10 +99,4 @@ class Intervals:
 
 def ends(draws: Float64[np.ndarray, "replicate value"]) -> Float64[np.ndarray, "low_high value"]:
     """Efron's 95% percentile interval of every value, of the replicates in which all traits have a direction."""
-    return np.stack(interval(draws[~np.isnan(draws).any(1)], CONFIDENCE))
-
-
-def only_ends(draws: Float64[np.ndarray, "replicate"]) -> Ends:
-    """The interval of one value."""
-    low, high = ends(draws[:, None])[:, 0]
-    return float(low), float(high)
+    return np.stack(percentile_ends(draws[~np.isnan(draws).any(1)]))

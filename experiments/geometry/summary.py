@@ -9,9 +9,10 @@ from rich.table import Table
 from torch.nn.functional import cosine_similarity
 
 from diffing.personality.config import TraitPositions
+from diffing.statistics.intervals import Interval
 from experiments.geometry.latents import toxic_verdict
 from experiments.geometry.model_geometry import Geometry
-from experiments.geometry.question_bootstrap import Ends, Intervals
+from experiments.geometry.question_bootstrap import Intervals
 from experiments.geometry.spaces import Spaces, records, where_equal
 from experiments.names import BASE, PC1, SVV
 
@@ -59,7 +60,7 @@ def _valence(one: Geometry, base: Geometry, intervals: Intervals) -> dict[str, A
     return found
 
 
-def _with_ends(name: str, value: float | None, ends: Ends | None) -> dict[str, float | None]:
+def _with_ends(name: str, value: float | None, ends: Interval | None) -> dict[str, float | None]:
     low, high = ends or (None, None)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 

@@ -19,16 +19,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.special import stdtrit
 from tqdm import tqdm
 
 from activations.artefact import finish_artefact, open_folder, write_json
 from activations.checkpoint import Checkpoint, quiet
 from activations.errors import UserError
 from diffing.behavior.judge import Label
-from diffing.behavior.rates import CONFIDENCE, LabelCounts, rate_difference, score
+from diffing.behavior.rates import LabelCounts, rate_difference, score
 from diffing.positions import Positions
-from diffing.ranking.statistics import activation_means
+from diffing.ranking.activation_means import activation_means
+from diffing.statistics.intervals import t_interval
 from diffing.steering.choices import ABLATIONS, ablations_of, best_within
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
@@ -384,10 +384,8 @@ def _exact(found: LabelCounts, plain: LabelCounts) -> dict[str, float]:
 
 def _mean_and_spread(values: Float64[np.ndarray, "prompt"]) -> dict[str, float]:
     """Mean over prompts with its t interval, and standard deviation over prompts."""
-    spread, count = float(values.std(ddof=1)), len(values)
-    width = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * spread / count**0.5
-    mean = float(values.mean())
-    return {"mean": mean, "low": mean - width, "high": mean + width, "spread": spread}
+    mean, low, high = t_interval(values)
+    return {"mean": mean, "low": low, "high": high, "spread": float(values.std(ddof=1))}
 
 
 def _one(operation: Operation, hook: str, strength: float = 0.0) -> Treatment:

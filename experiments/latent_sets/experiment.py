@@ -22,8 +22,8 @@ from activations.harvesting import LiveActivations
 from diffing.behavior.rates import score
 from diffing.directions.decompose import decompose
 from diffing.directions.geometry import unit_rows
+from diffing.ranking.activation_means import residual_norm
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.ranking.statistics import residual_norm
 from diffing.steering.arms import Arm, Cell, untouched
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
 from diffing.steering.latent_sets import Parts, random_sets

@@ -20,10 +20,10 @@ from activations.tokens import tokenize_prompts
 from diffing.behavior.config import SamplingConfig
 from diffing.behavior.sampling import sample_answers
 from diffing.behavior.trait_judge import TraitJudge
-from diffing.correlation import beside_random, pearson
 from diffing.directions.random_directions import covariance_directions
 from diffing.personality.model_space import KIND as EXTRACT_KIND
 from diffing.personality.model_space import ModelSpace
+from diffing.statistics.correlation import pearson, random_correlations
 from diffing.traits.prompts import TraitPrompts
 from experiments.monitor.config import Asked, MonitorConfig
 from experiments.names import BASE
@@ -143,4 +143,4 @@ class MonitorLab:
     ) -> dict[str, Any]:
         """Pearson's r of a predictor with a score, its interval, and random directions' r beside it."""
         found = pearson(predictor, score, units, self.config.replicates, self.seed)
-        return {**vars(found), **vars(beside_random(found.r, random, score))}
+        return {**vars(found), **vars(random_correlations(found.r, random, score))}

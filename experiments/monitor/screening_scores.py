@@ -11,14 +11,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64
 
-from diffing.auc import (
-    accuracy_interval,
-    auc,
-    percentile_interval,
-    resampled_aucs,
-    resampled_weights,
-    score_interval,
-)
+from diffing.statistics.auc import auc, auc_interval, resampled_aucs
+from diffing.statistics.bootstrap import draw_cases
+from diffing.statistics.hypothesis import monte_carlo_p
+from diffing.statistics.intervals import percentile_interval, wilson_interval
 from experiments.monitor.training_data import Mixture
 
 # Columns of `screen`: a score, and what the names of further scores start with.
@@ -91,10 +87,10 @@ def _row(
 ) -> dict[str, Any]:
     """Of one score: counts, AUC, intervals, and recall."""
     bad = part["bad"].to_numpy(dtype=bool)
-    weights = resampled_weights(bad, part["unit"].tolist(), replicates, seed)
+    weights = draw_cases(part["unit"].tolist(), replicates, seed, bad)
     found, counts = auc(values, bad), {"samples": len(part), "bad": int(bad.sum())}
     low, high = percentile_interval(resampled_aucs(values, bad, weights))
-    ends = score_interval(found, int(bad.sum()), int((~bad).sum()))
+    ends = auc_interval(found, int(bad.sum()), int((~bad).sum()))
     intervals = {"low": low, "high": high, "score_low": ends[0], "score_high": ends[1]}
     return {**counts, "auc": found, **intervals, **_recalls(values, bad, first)}
 
@@ -130,7 +126,7 @@ def _random_aucs(part: pd.DataFrame) -> Float64[np.ndarray, "direction"]:
 
 
 def _p(found: float, random: Float64[np.ndarray, "direction"]) -> float:
-    return float((1 + (random >= max(found, 1 - found)).sum()) / (1 + len(random)))
+    return float(monte_carlo_p(random >= max(found, 1 - found)))
 
 
 def _values(part: pd.DataFrame, name: str) -> Float64[np.ndarray, "sample"]:
@@ -149,7 +145,7 @@ def _recalls(
     found = {}
     for share in first:
         recall = float(bad[order[: round(share * len(bad))]].sum() / bad.sum())
-        low, high = accuracy_interval(recall, int(bad.sum()))
+        low, high = wilson_interval(recall, int(bad.sum()))
         name = f"recall_{share:g}"
         found |= {name: recall, f"{name}_low": low, f"{name}_high": high}
     return found

@@ -11,8 +11,6 @@ import torch
 from pydantic import Field
 
 from activations.errors import UserError
-from diffing.auc import auc, score_interval
-from diffing.behavior.rates import CONFIDENCE
 from diffing.prediction.config import EvaluationConfig
 from diffing.prediction.evaluate import (
     DIRECTION,
@@ -28,7 +26,9 @@ from diffing.prediction.evaluate import (
 from diffing.prediction.held_out import Rule
 from diffing.prediction.onset import onset
 from diffing.prediction.reading import prompt_shifts
-from diffing.ranking.inference import Replicates, interval
+from diffing.statistics.auc import auc, auc_interval
+from diffing.statistics.intervals import percentile_ends
+from diffing.statistics.paired import Replicates
 from diffing.tables import where
 from experiments.names import BENIGN
 from experiments.predict.measure import MeasuredModel, Measurements
@@ -123,7 +123,7 @@ class Forecast:
     def _auc_at(self, name: str, here: np.ndarray) -> dict[str, float]:
         misaligned = self.examples.misaligned[here]
         value = auc(self.comparison.held_out[name].scores[here], misaligned)
-        low, high = score_interval(value, int(misaligned.sum()), int((~misaligned).sum()))
+        low, high = auc_interval(value, int(misaligned.sum()), int((~misaligned).sum()))
         return {"auc": value, "low": low, "high": high}
 
 
@@ -201,7 +201,7 @@ class Analysis:
         values = prompt_shifts(measurements.base, read, measurements.unit, latent)
         replicates = Replicates(self.config.replicates, values.shape[1], self.config.seed)
         replicates.add(read.ids, torch.from_numpy(values))
-        low, high = interval(replicates.bootstrap(), CONFIDENCE)
+        low, high = percentile_ends(replicates.bootstrap())
         found: dict[str, float] = {"latent_index": latent, NORM: model.shifts.norm}
         for i, (name, mean) in enumerate(zip(FOLLOWED[1:], values.mean(0).tolist(), strict=True)):
             found |= {name: mean, f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}

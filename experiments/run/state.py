@@ -10,10 +10,10 @@ from activations.checkpoint import Checkpoint
 from activations.source import ActivationSource
 from activations.tokens import TokenBatch
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.activation_means import residual_norm
 from diffing.ranking.examples import LatentExample
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.interference_table import Interference
-from diffing.ranking.statistics import residual_norm
 from diffing.steering.proof import Proof
 from experiments.names import BASE, CORRUPTED
 from experiments.output.run_folder import RunFolder

@@ -3,20 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
-from diffing.behavior.judge import Label
-from diffing.behavior.rates import LabelCounts, ends_of, rate_difference, resampled_mean, score
-from diffing.ranking.inference import Replicates, interval
+from diffing.behavior.rates import LabelCounts, label_tally, rate_difference, score
+from diffing.statistics.clustered import contrast
+from diffing.statistics.intervals import percentile_ends
+from diffing.statistics.paired import Replicates
 from experiments.names import BASE
 from experiments.trajectory.config import Moment
 from experiments.trajectory.measure import QUANTITIES, UNTOUCHED, Reading
 
-REPLICATES, CONFIDENCE = 1000, 0.95
+REPLICATES = 1000
 REALIGNED = "re-aligned"
-_HARMFUL = list(Label).index(Label.HARMFUL)
 
 
 def trajectory_table(run: OrganismRun, readings: Mapping[Moment, Reading]) -> pd.DataFrame:
@@ -34,7 +32,7 @@ def _shifts(reading: Reading, base: Reading, ids: Sequence[str], seed: int) -> d
     differences = reading.quantities - base.quantities
     replicates = Replicates(REPLICATES, len(QUANTITIES), seed)
     replicates.add(ids, differences)
-    columns = zip(QUANTITIES, differences.mean(0), *interval(replicates.bootstrap(), CONFIDENCE), strict=True)
+    columns = zip(QUANTITIES, differences.mean(0), *percentile_ends(replicates.bootstrap()), strict=True)
     found = {}
     for name, mean, low, high in columns:
         found |= {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
@@ -76,11 +74,11 @@ def _steered(counts: Mapping[str, LabelCounts], arm: str) -> dict[str, float]:
 
 def _excess(models: Mapping[str, Mapping[str, LabelCounts]], arm: str) -> dict[str, float]:
     """Difference of the two models' changes; the same questions are resampled for all four rates."""
-    changes = {model: score(c[arm]).harmful - score(c[UNTOUCHED]).harmful for model, c in models.items()}
-    draws = {model: _harmful_draws(c[arm]) - _harmful_draws(c[UNTOUCHED]) for model, c in models.items()}
-    low, high = ends_of(draws[REALIGNED] - draws[BASE])
-    return {"excess": changes[REALIGNED] - changes[BASE], "low": low, "high": high}
-
-
-def _harmful_draws(counts: LabelCounts) -> Float[np.ndarray, "replicate"]:
-    return resampled_mean(counts[:, _HARMFUL], counts.sum(1))
+    signs = {REALIGNED: 1, BASE: -1}
+    terms = [
+        (sign * side, label_tally(models[model][name]))
+        for model, sign in signs.items()
+        for name, side in ((arm, 1), (UNTOUCHED, -1))
+    ]
+    excess, low, high = contrast(terms)
+    return {"excess": excess, "low": low, "high": high}

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from scipy.stats import chisquare
 from tiny_models import HOOK, questions, random_llama, random_mistral, random_sae
@@ -21,13 +20,7 @@ from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.behavior.capability import exact_match, exact_questions
 from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Label, PatternJudge
-from diffing.behavior.rates import (
-    count_labels,
-    rate_difference,
-    resampled_mean,
-    score,
-    simultaneous_differences,
-)
+from diffing.behavior.rates import count_labels, label_tally, rate_difference, score
 from diffing.behavior.sampling import sample_answers
 from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
 
@@ -90,32 +83,10 @@ class TestRates:
         assert score(counts, 1) != score(counts, 2)
 
 
-class TestResampledMean:
-    def test_is_over_answers_of_resampled_questions(self):
-        """Breaks if questions with few answers weigh as much as others, or answers are resampled."""
-        sums, answers = np.array([10.0, 0.0, 9.0]), np.array([10, 2, 3])
-        drawn = resampled_mean(sums, answers, seed=4)
-        possible = {
-            (i * 10 + k * 9) / (i * 10 + j * 2 + k * 3)
-            for i in range(4)
-            for j in range(4)
-            for k in range(4)
-            if i + j + k == 3
-        }
-        assert {round(float(value), 9) for value in drawn} == {round(value, 9) for value in possible}
-        assert (drawn == 0).mean() == pytest.approx(1 / 27, abs=0.015)
-
-    def test_one_seed_draws_the_same_questions_for_all(self):
-        rng = np.random.default_rng(0)
-        sums, answers = rng.normal(size=20), np.full(20, 5)
-        assert resampled_mean(sums + 2 * answers, answers, 1) - resampled_mean(sums, answers, 1) == pytest.approx(2)
-        assert not np.array_equal(resampled_mean(sums, answers, 1), resampled_mean(sums, answers, 2))
-
-    @pytest.mark.filterwarnings("error")
-    def test_a_replicate_without_answers_has_no_mean(self):
-        drawn = resampled_mean(np.array([6.0, 0.0]), np.array([2, 0]))
-        assert np.isnan(drawn).mean() == pytest.approx(1 / 4, abs=0.05)
-        assert set(drawn[~np.isnan(drawn)]) == {3.0}
+def test_of_a_label() -> None:
+    counts = np.array([[1, 3, 0, 0], [4, 0, 0, 0]])
+    assert label_tally(counts, {Label.HARMFUL: 1}).mean == 3 / 8
+    assert label_tally(counts, {Label.HELPFUL: 1}).mean == 5 / 8
 
 
 class TestDifference:
@@ -135,38 +106,6 @@ class TestDifference:
     def test_needs_the_same_questions(self):
         with pytest.raises(ValueError, match="same questions"):
             rate_difference(uneven_counts(40), uneven_counts(39))
-
-
-class TestSimultaneousDifferences:
-    def test_intervals_cover_a_whole_family_of_no_effects(self):
-        """Of 200 families of 30 arms like the untouched one, 95% have no interval that misses 0 (99% binomial bound).
-
-        Breaks if every interval covers only its own difference: then most families have one that misses.
-        """
-        draw, missed, alone = np.random.default_rng(0), 0, 0
-        for _ in range(200):
-            rates = draw.beta(2, 6, 30)
-            untouched, *arms = (binomial_counts(draw, rates) for _ in range(31))
-            found = simultaneous_differences([(arm, untouched) for arm in arms])
-            missed += any(low > 0 or high < 0 for _, low, high in found)
-            alone += any(not low <= 0 <= high for _, low, high in (rate_difference(arm, untouched) for arm in arms))
-        assert missed <= scipy.stats.binom.ppf(0.995, 200, 0.05)
-        assert alone > 100
-
-    def test_points_are_those_of_single_differences_and_sure_ones_have_no_width(self):
-        first, second = uneven_counts(seed=1), uneven_counts(seed=2)
-        sure = counts_of(*[{Label.HARMFUL: 3, Label.HELPFUL: 7}] * 40)
-        none = counts_of(*[{Label.HELPFUL: 10}] * 40)
-        found = simultaneous_differences([(first, second), (sure, none)])
-        assert found[0][0] == pytest.approx(rate_difference(first, second)[0])
-        assert found[0][1] < found[0][0] < found[0][2]
-        assert found[1] == pytest.approx((0.3, 0.3, 0.3))
-        assert simultaneous_differences([]) == []
-
-
-def binomial_counts(draw: np.random.Generator, rates: np.ndarray) -> np.ndarray:
-    harmful = draw.binomial(20, rates)
-    return counts_of(*({Label.HARMFUL: int(h), Label.HELPFUL: 20 - int(h)} for h in harmful))
 
 
 class TestPatternJudge:

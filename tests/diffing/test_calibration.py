@@ -14,8 +14,9 @@ from activations.config import CheckpointConfig, HarvestConfig
 from activations.harvesting import harvest
 from activations.prompts import Prompt
 from activations.tokens import tokenize_prompts
-from diffing.ranking.inference import Moments, benjamini_hochberg
 from diffing.ranking.prompt_blocks import prompt_blocks
+from diffing.statistics.hypothesis import benjamini_hochberg
+from diffing.statistics.paired import Moments
 from experiments.stories.config import FinetuneConfig
 from experiments.stories.finetune import finetune
 from sae.training.config import TrainConfig

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest, rankdata, spearmanr
 from tiny_models import BAD, DECOY, HOOK, axis_sae, planted, questions, random_sae
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
@@ -16,16 +15,6 @@ from activations.errors import UserError
 from activations.harvesting import LiveActivations
 from activations.prompts import Prompt, Role
 from activations.tokens import tokenize_prompts
-from diffing.auc import (
-    _spearman,
-    accuracy_interval,
-    auc,
-    percentile_interval,
-    rank_correlation,
-    resampled_aucs,
-    resampled_weights,
-    score_interval,
-)
 from diffing.kl import mean_kl
 from diffing.prediction.config import EvaluationConfig
 from diffing.prediction.evaluate import KL, LATENT, NORM, Examples, compare_predictors
@@ -38,97 +27,13 @@ from diffing.ranking.rank import rank_latents
 CONFIG = EvaluationConfig(candidates=5, random_latents=20, replicates=200)
 
 
-def brute_force_auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    pairs = [(a, b) for a in scores[positive] for b in scores[~positive]]
-    return float(np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]))
-
-
-class TestStatistics:
-    """Breaks if ties, classes, weights or units are counted wrongly."""
-
-    @pytest.fixture
-    def scored(self) -> tuple[np.ndarray, np.ndarray]:
-        draw = np.random.default_rng(0)
-        return draw.integers(0, 6, 30).astype(float), draw.random(30) < 0.4
-
-    def test_auc_is_the_share_of_pairs_in_order(self, scored: tuple[np.ndarray, np.ndarray]) -> None:
-        assert auc(*scored) == pytest.approx(brute_force_auc(*scored))
-
-    def test_replicates_are_aucs_of_drawn_models(self, scored: tuple[np.ndarray, np.ndarray]) -> None:
-        """Every class keeps its size, and a weight of two is a model that stands there twice."""
-        scores, positive = scored
-        weights = resampled_weights(positive, [str(i) for i in range(30)], 20, seed=1)
-        assert (weights[:, positive].sum(1) == positive.sum()).all()
-        assert (weights.sum(1) == 30).all()
-        found = resampled_aucs(scores, positive, weights)
-        for weight, value in zip(weights, found, strict=True):
-            drawn = np.repeat(np.arange(30), weight)
-            assert value == pytest.approx(brute_force_auc(scores[drawn], positive[drawn]))
-
-    def test_models_of_one_unit_are_drawn_together(self) -> None:
-        """Else several checkpoints of one fine-tune would count as so many fine-tunes."""
-        positive = np.array([True, True, True, False, False, False, False])
-        weights = resampled_weights(positive, list("aabccde"), 50, seed=0)
-        assert (weights[:, 0] == weights[:, 1]).all()
-        assert (weights[:, 3] == weights[:, 4]).all()
-        assert (weights[:, [0, 2]].sum(1) == 2).all()
-
-    @pytest.mark.parametrize("value", [0.0, 0.3, 0.9, 1.0])
-    def test_score_interval_solves_its_equation(self, value: float) -> None:
-        """Method 5 of Newcombe (2006): both ends are z standard errors of their own from the AUC."""
-        low, high = score_interval(value, 12, 20)
-        assert 0 <= low <= value <= high <= 1
-        assert high - low > 0.1
-        for end in {low, high} - {0.0, 1.0}:
-            first, second = end / (2 - end), 2 * end**2 / (1 + end)
-            size = (12 + 20) / 2
-            variance = end * (1 - end) + (size - 1) * (first - end**2) + (size - 1) * (second - end**2)
-            assert abs(value - end) == pytest.approx(1.959964 * np.sqrt(variance / (12 * 20)), rel=1e-4)
-
-    def test_score_interval_covers(self) -> None:
-        """Two normal classes with a true AUC of 0.921: 95% intervals of 400 samples."""
-        draw = np.random.default_rng(0)
-        positive = np.arange(35) < 15
-        values = [auc(draw.normal(2.0 * positive, 1.0), positive) for _ in range(400)]
-        ends = [score_interval(value, 15, 20) for value in values]
-        assert 0.92 <= np.mean([low <= 0.9214 <= high for low, high in ends]) <= 0.99
-
-    @pytest.mark.parametrize("correct", [0, 13, 20])
-    def test_accuracy_interval_is_wilsons(self, correct: int) -> None:
-        expected = binomtest(correct, 20).proportion_ci(0.95, method="wilson")
-        assert accuracy_interval(correct / 20, 20) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-    def test_rank_correlation_of_replicates_is_spearmans(self, scored: tuple[np.ndarray, np.ndarray]) -> None:
-        """With ties, and models that are drawn several times or not at all."""
-        scores, _ = scored
-        rates = np.random.default_rng(2).integers(0, 4, 30) + scores
-        weights = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), size=5)
-        for weight, value in zip(weights, _spearman(scores, rates, weights), strict=True):
-            drawn = np.repeat(np.arange(30), weight)
-            assert value == pytest.approx(float(np.asarray(spearmanr(scores[drawn], rates[drawn]))[0]))
-        assert np.isnan(rank_correlation(np.zeros(30), rates, list("abcdef") * 5, 20, seed=0)).all()
-
-    def test_rank_correlation_counts_units_once(self, scored: tuple[np.ndarray, np.ndarray]) -> None:
-        """Checkpoints that stand there twice under one name make no interval narrower."""
-        scores, _ = scored
-        rates = rankdata(scores) + np.random.default_rng(1).normal(0, 8, 30)
-        units = [f"{i:02}" for i in range(30)]
-        once = rank_correlation(scores, rates, units, 300, seed=0)
-        twice = rank_correlation(np.tile(scores, 2), np.tile(rates, 2), units * 2, 300, seed=0)
-        assert once[0] == pytest.approx(float(np.asarray(spearmanr(scores, rates))[0]))
-        assert once == pytest.approx(twice)
-        assert once[1] < once[0] < once[2]
-
-    def test_percentile_interval(self) -> None:
-        assert percentile_interval(np.linspace(0, 1, 1001)) == pytest.approx((0.025, 0.975))
-
-    def test_onset_needs_all_larger_doses_to_stand_out(self) -> None:
-        """Breaks if one dose that stands out by luck below one that does not is called the onset."""
-        doses, lows = [0.0, 0.01, 0.05, 0.05, 0.5, 1.0], [-0.1, 0.2, 0.3, 0.05, 0.4, 2.0]
-        assert onset(doses, lows, 0.0) == 0.01
-        assert onset(doses, lows, 0.1) == 0.5
-        assert onset(doses, lows, 5.0) is None
-        assert onset(doses, lows, -1.0) == 0.0
+def test_onset_needs_all_larger_doses_to_stand_out() -> None:
+    """Breaks if one dose that stands out by luck below one that does not is called the onset."""
+    doses, lows = [0.0, 0.01, 0.05, 0.05, 0.5, 1.0], [-0.1, 0.2, 0.3, 0.05, 0.4, 2.0]
+    assert onset(doses, lows, 0.0) == 0.01
+    assert onset(doses, lows, 0.1) == 0.5
+    assert onset(doses, lows, 5.0) is None
+    assert onset(doses, lows, -1.0) == 0.0
 
 
 def planted_shifts(seed: int = 0, toxic: int = 7, sign: float = 1.0) -> tuple[np.ndarray, np.ndarray, list[str]]:

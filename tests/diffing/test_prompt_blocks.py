@@ -14,8 +14,8 @@ from activations.prompts import Role
 from activations.tokens import TokenBatch
 from diffing.positions import POSITION_ROLES, PROMPT_END, Positions
 from diffing.ranking import prompt_blocks as module
+from diffing.ranking.activation_means import activation_means
 from diffing.ranking.prompt_blocks import PromptMeans, prompt_blocks
-from diffing.ranking.statistics import activation_means
 from sae.encode import encode_active
 from sae.training.sparse import BLOCK_ELEMENTS
 

@@ -14,8 +14,8 @@ from activations.errors import UserError
 from activations.prompts import Role
 from activations.store import ActivationStore
 from activations.tokens import TokenBatch
+from diffing.ranking.activation_means import latent_means
 from diffing.ranking.residual import unexplained_difference
-from diffing.ranking.statistics import latent_means
 
 Pair = tuple[ActivationStore, ActivationStore]
 BATCH = ragged_batch(7)

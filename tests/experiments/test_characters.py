@@ -27,11 +27,11 @@ from activations.artefact import read_json, write_json
 from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
-from diffing.auc import auc
-from diffing.behavior.judge import Label
 from diffing.behavior.measure import SampledAnswers
 from diffing.directions.random_directions import isotropic_directions
 from diffing.personality.probes import ProbeData
+from diffing.statistics.auc import auc
+from diffing.statistics.clustered import Tally
 from diffing.traits import load_traits
 from experiments.characters import summary as summary_module
 from experiments.characters.cast import (
@@ -61,7 +61,6 @@ from experiments.characters.grid import (
     TRAIT_SCORE,
     Cell,
     Grid,
-    Tally,
     grid_table,
     learning_table,
     pooled,
@@ -529,56 +528,6 @@ class TestRefusals:
 def tally(*questions: Sequence[float]) -> Tally:
     """A value of each answer to each question."""
     return Tally.of_values(np.array(questions, dtype=float))
-
-
-def slow_draws(sums: np.ndarray, answers: np.ndarray) -> list[float]:
-    """The resampled mean, a question at a time."""
-    rng, draws = np.random.default_rng(5), []
-    for _ in range(4000):
-        drawn = rng.integers(len(sums), size=len(sums))
-        draws.append(sum(sums[i] for i in drawn) / sum(answers[i] for i in drawn))
-    return draws
-
-
-class TestTally:
-    def test_means_are_over_answers(self) -> None:
-        """Breaks if questions are averaged first, or NaN counts as an answer."""
-        found = tally([100, 100], [0, math.nan], [math.nan, math.nan])
-        assert (found.sums.tolist(), found.answers.tolist()) == ([200, 0, 0], [2, 1, 0])
-        assert found.mean[0] == pytest.approx(200 / 3)
-
-    def test_of_a_label(self) -> None:
-        counts = np.array([[1, 3, 0, 0], [4, 0, 0, 0]])
-        assert Tally.of_label(counts, Label.HARMFUL).mean[0] == 3 / 8
-        assert Tally.of_label(counts, Label.HELPFUL).mean[0] == 5 / 8
-
-    def test_interval_equals_a_slow_bootstrap_over_questions(self) -> None:
-        rng = np.random.default_rng(0)
-        one = Tally(rng.binomial(10, 0.3, 40).astype(float), np.full(40, 10.0))
-        found, draws = one.mean, slow_draws(one.sums, one.answers)
-        assert found[0] == one.sums.sum() / 400
-        assert found[1:] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.01)
-
-    def test_differences_pair_questions(self) -> None:
-        """Questions differ a lot, the difference within each does not: it has no width."""
-        rows = [[20.0 * i] * 2 for i in range(5)]
-        low, high = tally(*rows), tally(*([value + 7 for value in row] for row in rows))
-        assert high.minus(low) == pytest.approx((7, 7, 7))
-        backwards = high.minus(tally(*rows[::-1]))
-        assert backwards[0] == pytest.approx(7)
-        assert backwards[1] < 0 < 14 < backwards[2]
-
-    def test_seeds_are_pooled_by_question(self) -> None:
-        first, second = tally([1, 1], [0, 0]), tally([0, 0], [0, math.nan])
-        both = Tally.pooled([first, second])
-        assert (both.sums.tolist(), both.answers.tolist()) == ([2, 0], [4, 3])
-
-    def test_no_answer_has_a_value(self) -> None:
-        """Breaks if nothing becomes 0, or ends in an error or a warning."""
-        none = tally([math.nan], [math.nan])
-        assert all(math.isnan(value) for value in (*none.mean, *none.minus(tally([1], [1]))))
-        # Replicates that draw the second question only have no mean and are left out.
-        assert tally([5], [math.nan]).mean == (5, 5, 5)
 
 
 def actor(family: str, trait: str = "", triggered: bool = False, name: str = "one", steps: float = 1) -> Actor:

@@ -25,8 +25,8 @@ from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.behavior.judge import Label
-from diffing.behavior.rates import resamples
 from diffing.directions.misalignment import MisalignmentMeans
+from diffing.statistics.bootstrap import draw_units
 from diffing.steering.choices import best_within
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
@@ -380,7 +380,7 @@ class TestQuestionSums:
         base, corrupted = torch.randn(2, 2, 4, 5, generator=generator, dtype=torch.float64)
         answers = torch.tensor([[1, 2, 0, 4], [3, 0, 1, 2]])
         found = QuestionSums(base, corrupted, answers).resampled(lambda means: means.model_effect, seed=3)
-        for unit, draw in zip(found[:20], torch.from_numpy(resamples(4, 3))[:20], strict=True):
+        for unit, draw in zip(found[:20], torch.tensor(draw_units(4, 3)[:20]), strict=True):
             weights = draw.double()
             effects = [(weights @ (corrupted - base)[label]) / (weights @ answers[label].double()) for label in (0, 1)]
             expected = (effects[0] + effects[1]) / 2

@@ -22,7 +22,6 @@ from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from activations.tokens import tokenize_prompts
-from diffing.correlation import beside_random, pearson
 from diffing.personality.held_out import SWEEP
 from diffing.personality.model_space import ModelSpace
 from diffing.personality.probes import split_pairs
@@ -314,35 +313,6 @@ def _label(prompt: Prompt) -> str:
     domain = next(question.domain for question in world.questions if question.text == _question(prompt))
     assert domain in world.domains[:3]
     return OrganismJudge(world, {}).label_one(domain, prompt.messages[1]["content"]).value
-
-
-class TestCorrelation:
-    def test_r_is_pearsons(self) -> None:
-        one, noise = np.random.default_rng(0).normal(size=(2, 30))
-        other = one + noise
-        found = pearson(one, other, [str(i // 2) for i in range(30)], 200, 0)
-        assert found.r == pytest.approx(np.corrcoef(one, other)[0, 1])
-        assert found.low < found.r < found.high
-        assert (found.cases, found.units) == (30, 15)
-
-    def test_cases_of_one_unit_come_together(self) -> None:
-        """Ten copies of each case tell no more than the case: breaks if the bootstrap draws cases."""
-        one, noise = np.random.default_rng(1).normal(size=(2, 20))
-        once = pearson(one, one + noise, [str(i) for i in range(20)], 500, 0)
-        copies = pearson(np.tile(one, 10), np.tile(one + noise, 10), [str(i % 20) for i in range(200)], 500, 0)
-        assert (copies.low, copies.high) == pytest.approx((once.low, once.high), abs=0.05)
-
-    def test_what_does_not_vary_has_no_r(self) -> None:
-        found = pearson(np.arange(4.0), np.full(4, 50.0), list("abcd"), 10, 0)
-        assert np.isnan([found.r, found.low, found.high]).all()
-        assert np.isnan(beside_random(found.r, np.ones((2, 4)), np.arange(4.0)).p)
-
-    def test_random_directions(self) -> None:
-        """Their sign means nothing; p counts the direction itself."""
-        other = np.arange(4.0)
-        random = np.stack([-other, [0.0, 1, 0, 0]])
-        found = beside_random(0.99, random, other)
-        assert found.p == pytest.approx(2 / 3)
 
 
 class TestPageAndFolder:

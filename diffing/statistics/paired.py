@@ -1,4 +1,4 @@
-"""Inference on paired differences of prompts that stream by: moments, and replicates with weights of their own.
+"""Paired differences of prompts that stream by: moments, and replicates with weights of their own.
 
 Memory is replicates x latents. A prompt's weights are drawn from a hash of its id, so neither the order of the prompts
 nor their distribution over shards changes a digit's meaning: equal seeds and prompts give equal replicates.
@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xxhash
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 from scipy.special import stdtr
 from torch import Tensor
 
 # Values of [prompt latent] that are gathered before they are added to the replicates.
 _GATHERED_VALUES = 2**23
-# Values of [replicate latent] whose quantiles are taken at once.
-_BLOCK_VALUES = 2**24
 
 
 class Moments:
@@ -96,57 +94,3 @@ class Replicates:
         self._sums.addmm_(weights, torch.cat(self._gathered))
         self._weights += weights[: self._replicates].sum(1)
         self._gathered, self._drawn = [], []
-
-
-def interval(
-    replicates: Float64[np.ndarray, "replicate latent"], confidence: float
-) -> tuple[Float64[np.ndarray, "latent"], Float64[np.ndarray, "latent"]]:
-    """Lower and upper ends, of coverage `confidence` (Efron's percentile interval)."""
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    width = max(1, _BLOCK_VALUES // len(replicates))
-    # Quantiles along contiguous memory take half the time.
-    blocks = [
-        np.quantile(np.ascontiguousarray(replicates[:, start : start + width].T), tails, axis=1)
-        for start in range(0, replicates.shape[1], width)
-    ]
-    low, high = np.concatenate(blocks, axis=1)
-    return low, high
-
-
-def stability(replicates: Float64[np.ndarray, "replicate latent"], top: int) -> Float64[np.ndarray, "latent"]:
-    """How often each latent is among the `top` by absolute mean (all latents, where there are fewer)."""
-    latents = replicates.shape[1]
-    if latents <= top:
-        return np.ones(latents)
-    counts = np.zeros(latents)
-    for means in replicates:
-        counts[np.argpartition(-np.abs(means), top)[:top]] += 1
-    return counts / len(replicates)
-
-
-def sign_flip_p(
-    observed: Float64[np.ndarray, "latent"],
-    flips: Float64[np.ndarray, "replicate latent"],
-    chosen: Int[np.ndarray, "chosen"],
-) -> Float64[np.ndarray, "latent"]:
-    """Two-sided permutation p of the chosen latents' sums, NaN for all others.
-
-    The chosen ones were selected by the same data, so these p are post-selection: they check a screening, they do not
-    replace its q.
-    """
-    p = np.full(len(observed), np.nan)
-    # Rounding must not tell a flip that changes no sign from what was observed.
-    reached = np.abs(flips[:, chosen]) >= np.abs(observed[chosen]) * (1 - 1e-12)
-    p[chosen] = (1 + reached.sum(0)) / (1 + len(flips))
-    return p
-
-
-def benjamini_hochberg(p: Float64[np.ndarray, "latent"]) -> Float64[np.ndarray, "latent"]:
-    """False-discovery-rate adjusted q-values (Benjamini & Hochberg 1995); a NaN p is no test and stays NaN."""
-    tested = np.flatnonzero(~np.isnan(p))
-    descending = tested[np.argsort(-p[tested], kind="stable")]
-    ranks = np.arange(len(tested), 0, -1)
-    q = np.full(len(p), np.nan)
-    # The smallest p * m / rank among this p and all larger ones.
-    q[descending] = np.minimum.accumulate(np.minimum(p[descending] * len(tested) / ranks, 1.0))
-    return q

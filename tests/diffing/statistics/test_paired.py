@@ -1,12 +1,14 @@
-"""Inference on paired differences: against scipy, against slow resampling, and calibrated under the null."""
+"""Paired differences: against scipy, against slow resampling, and calibrated under the null."""
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from diffing.ranking import inference
-from diffing.ranking.inference import Moments, Replicates, benjamini_hochberg, interval, sign_flip_p, stability
+from diffing.statistics import paired
+from diffing.statistics.hypothesis import sign_flip_p
+from diffing.statistics.intervals import percentile_ends
+from diffing.statistics.paired import Moments, Replicates
 
 
 def normal(rows: int, columns: int, seed: int, mean: float = 0.0) -> torch.Tensor:
@@ -45,25 +47,11 @@ def test_paired_t_without_spread() -> None:
     assert p.tolist() == [1.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("tests", [1, 2, 50])
-def test_benjamini_hochberg_equals_scipy(tests: int) -> None:
-    p = np.random.default_rng(tests).uniform(size=tests) ** 3
-    p[tests // 2 :] = p[tests // 2]  # ties
-    np.testing.assert_allclose(benjamini_hochberg(p), scipy.stats.false_discovery_control(p), rtol=1e-12)
-
-
-def test_benjamini_hochberg_by_its_definition_and_without_the_untested() -> None:
-    p = np.array([0.01, np.nan, 0.04, 0.03, np.nan, 0.005])
-    # m = 4: 0.005*4/1 = 0.02, 0.01*4/2 = 0.02, 0.03*4/3 = 0.04, 0.04*4/4 = 0.04
-    np.testing.assert_allclose(benjamini_hochberg(p), [0.02, np.nan, 0.04, 0.04, np.nan, 0.02], rtol=1e-12)
-    assert np.isnan(benjamini_hochberg(np.array([np.nan, np.nan]))).all()
-
-
 def test_replicates_do_not_depend_on_order_or_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks if weights belong to places in the stream instead of prompts."""
     differences, names = normal(50, 6, seed=1), ids(50)
     whole = replicates_of(differences, 40, part=50)
-    monkeypatch.setattr(inference, "_GATHERED_VALUES", 6 * 9)
+    monkeypatch.setattr(paired, "_GATHERED_VALUES", 6 * 9)
     shuffled = Replicates(40, 6, seed=0)
     for i in np.random.default_rng(0).permutation(50):
         shuffled.add([names[i]], differences[i : i + 1])
@@ -79,22 +67,9 @@ def test_bootstrap_interval_covers_the_true_mean() -> None:
     covered = 0
     for block in range(10):  # independent resamples, a seed a block
         means = replicates_of(normal(60, 40, seed=block, mean=0.3), 1000, seed=block).bootstrap()
-        low, high = interval(means, 0.95)
+        low, high = percentile_ends(means)
         covered += int(((low < 0.3) & (high > 0.3)).sum())
     assert 0.94 - 4 * 0.012 < covered / 400 < 0.94 + 4 * 0.012
-
-
-def test_intervals_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    means = normal(100, 30, seed=2).numpy()
-    expected = np.quantile(means, [0.05, 0.95], axis=0)
-    monkeypatch.setattr(inference, "_BLOCK_VALUES", 700)
-    np.testing.assert_allclose(interval(means, 0.9), expected, rtol=1e-14)
-
-
-def test_stability_counts_places() -> None:
-    means = np.array([[5.0, -6.0, 1.0, 0.0], [5.0, 0.5, -1.0, 0.0]])
-    assert stability(means, 2).tolist() == [1.0, 0.5, 0.5, 0.0]
-    assert stability(means, 4).tolist() == [1.0] * 4
 
 
 def test_sign_flip_p_is_that_of_all_flips_of_few_prompts() -> None:
