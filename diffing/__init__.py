@@ -50,7 +50,7 @@ else:
             "diffing.ranking.interference": ["interference"],
             "diffing.ranking.rank": ["rank_latents"],
             "diffing.ranking.residual": ["unexplained_difference"],
-            "diffing.ranking.statistics": ["residual_norm"],
+            "diffing.ranking.activation_means": ["residual_norm"],
             "diffing.steering.config": ["ProofConfig"],
             "diffing.steering.interventions": ["AblateDirection", "AblateLatent", "Add", "Cap"],
             "diffing.steering.prevention": ["LatentPenalty", "PreventativeSteering"],

@@ -1,17 +1,12 @@
 """Which sets of latents are built, and how they are measured."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from diffing.steering.config import Operation
-from experiments.names import BASE, CORRUPTED
-
-OPERATIONS = {BASE: Operation.ADD, CORRUPTED: Operation.SUBTRACT}
+from experiments.frame.experiment import ExperimentConfig
 
 
-class LatentSetsConfig(BaseModel):
+class LatentSetsConfig(ExperimentConfig):
     """Which sets are built, and how they are measured."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     candidates: int = Field(default=20, ge=1, description="Latents that sets are made of, by absolute shift.")
     greedy: int = Field(default=5, ge=1, description="Latents in the largest greedy set.")

@@ -4,22 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
-from diffing.steering.arms import CONTROL_KINDS, Arm
+from diffing.steering.arms import CONTROL_KINDS
+from experiments.frame.experiment import Measured
 from experiments.names import BASE, CORRUPTED
-from experiments.run.finished_run import FinishedRun
+from experiments.run.config import RunConfig
 
 COLUMNS = ("arm", "cosine with direction", "added to base: harmful", "incoherent", "repaired: harmful", "helpful")
 
 
-def summarise(
-    finished: FinishedRun, table: pd.DataFrame, arms: Sequence[Arm], members: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
+def summarise(config: RunConfig, measured: Measured) -> dict[str, Any]:
     """For each arm its latents, its cosine with the dense direction, and its best dose in each model."""
-    assert finished.config.steering is not None
-    budgets = {BASE: finished.config.steering.induce_budget, CORRUPTED: finished.config.steering.repair_budget}
+    assert config.steering is not None
+    arms, members, table = measured.facts.arms, measured.facts.members, measured.tables["dose_response"]
+    budgets = {BASE: config.steering.induce_budget, CORRUPTED: config.steering.repair_budget}
     dense = arms[-1].unit.double()
     found: dict[str, Any] = {}
     for arm in arms:
@@ -48,27 +46,14 @@ def _worst(table: pd.DataFrame, role: str) -> dict[str, float]:
     return {f"highest {wanted}": max(rates), f"mean {wanted}": sum(rates) / len(rates)}
 
 
-def print_latent_sets(summary: Mapping[str, Any], console: Console) -> None:
-    """Each arm's best dose in both models."""
-    table = Table(*COLUMNS)
-    for cells in best_rows(summary):
-        table.add_row(*cells)
-    console.print(table)
-    for role, worst in summary["controls"].items():
-        console.print(f"random sets, {role}: " + ", ".join(f"{name} {rate:.1%}" for name, rate in worst.items()))
-
-
-def best_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Cells of `COLUMNS`, a row an arm."""
-    return [
-        [
-            name,
-            f"{arm['cosine_direction']:.2f}",
-            *_cells(arm[BASE], ("harmful", "incoherent")),
-            *_cells(arm[CORRUPTED], ("harmful", "helpful")),
-        ]
-        for name, arm in summary["arms"].items()
-    ]
+def best_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row an arm."""
+    rows = []
+    for name, arm in summary["arms"].items():
+        added, repaired = _cells(arm[BASE], ("harmful", "incoherent")), _cells(arm[CORRUPTED], ("harmful", "helpful"))
+        cells = (name, f"{arm['cosine_direction']:.2f}", *added, *repaired)
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    return rows
 
 
 def _cells(rates: Mapping[str, float] | None, names: Sequence[str]) -> list[str]:

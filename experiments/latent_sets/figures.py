@@ -11,14 +11,14 @@ from matplotlib.ticker import PercentFormatter
 
 from diffing.steering.arms import CONTROL_KINDS
 from diffing.tables import where
-from experiments.latent_sets.config import OPERATIONS
-from experiments.output import figures as paper
+from experiments.latent_sets.measure import OPERATIONS
 from experiments.output.colours import BAND, PALETTE
+from experiments.output.figures import PAGE_WIDTH, PaperFigure, canvas, intervals, mark
 
 
-def dose_response(table: pd.DataFrame) -> paper.PaperFigure:
+def dose_response(table: pd.DataFrame) -> PaperFigure:
     """Rates of harmful and of incoherent answers against the dose, in both models; random sets in grey."""
-    figure, panels = paper.canvas(paper.PAGE_WIDTH, 4.8, 2, 2, sharex=True, sharey=True)
+    figure, panels = canvas(PAGE_WIDTH, 4.8, 2, 2, sharex=True, sharey=True)
     for (row, rate), (column, role) in product(enumerate(("harmful", "incoherent")), enumerate(OPERATIONS)):
         axes, here = panels[row, column], where(table, table["model"] == role)
         for arm, look in _looks(table).items():
@@ -27,14 +27,14 @@ def dose_response(table: pd.DataFrame) -> paper.PaperFigure:
         axes.set_title(f"{role}: {rate} answers")
     figure.supxlabel("strength (mean residual norms of the base)", fontsize=8)
     looks = {look["label"]: look for look in _looks(table).values()}
-    lines = [paper.mark(look["color"], look["marker"], name, linestyle="-") for name, look in looks.items()]
+    lines = [mark(look["color"], look["marker"], name, linestyle="-") for name, look in looks.items()]
     figure.legend(handles=lines, loc="outside upper center", ncols=4)
     caption = (
         "Sets of latents, one latent and the dense direction, added to the base and subtracted from the corrupted "
         "model, on the reporting questions; bars are 95% over questions. Random sets are as large as the largest "
         "greedy set."
     )
-    return paper.PaperFigure("dose-response", figure, caption)
+    return PaperFigure("dose-response", figure, caption)
 
 
 def _looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -57,4 +57,4 @@ def _draw_arm(axes: Axes, table: pd.DataFrame, arm: str, rate: str, look: Mappin
     if look["marker"]:
         low, high = (rows["low"], rows["high"]) if rate == "harmful" else (np.full(len(rows), np.nan),) * 2
         shape = {"marker": look["marker"], "markersize": 2.5}
-        paper.intervals(axes, rows["strength"], rows[rate], low, high, look["color"], along="y", **shape)
+        intervals(axes, rows["strength"], rows[rate], low, high, look["color"], along="y", **shape)
