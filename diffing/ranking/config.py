@@ -33,6 +33,10 @@ METHODS: dict[Method, str] = {
 }
 
 
+# Smallest change that counts as moved, as a share of the largest of any latent.
+MOVED_FROM = 0.01
+
+
 class RankingConfig(BaseModel):
     """How latents are ranked."""
 

@@ -18,14 +18,12 @@ from tqdm import tqdm
 
 from activations.errors import UserError
 from activations.source import ActivationSource
+from diffing.ranking.config import MOVED_FROM
 from diffing.directions.geometry import cosines, unit_rows
 from diffing.positions import Positions
 from diffing.ranking.prompt_blocks import require_width
 from diffing.row_filters import RowIndex, RowMask, rows_at
 from sae.encode import ActivePairs, encode_active
-
-# Smallest change that counts as moved, as a share of the largest of any latent.
-MOVED_FROM = 0.01
 
 
 def interference(

@@ -1,7 +1,6 @@
 """Evaluates an SAE on a base and a corrupted model, side by side (`sae-diff evaluate-sae`)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -9,7 +8,7 @@ from rich.table import Table
 
 from activations.artefact import open_folder
 from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
-from activations.config import CheckpointConfig, HarvestConfig
+from activations.config import HarvestConfig
 from activations.device import require_device
 from activations.harvesting import LiveActivations, batch_tokens_for
 from activations.prompt_files import load_prompts
@@ -23,49 +22,29 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 
-def evaluate_on_models(
-    source: str,
-    models: Mapping[str, CheckpointConfig],
-    prompts: Path,
-    hook: str | None = None,
-    max_length: int | None = None,
-    out: Path | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> SAEEvaluation:
+def evaluate_on_models(request: EvaluateRequest) -> SAEEvaluation:
     """Evaluates an SAE on one or two checkpoints that read the same prompts; nothing but the result is written.
-
-    Args:
-        source: Folder of the SAE, or release:sae_id of sae-lens's registry.
-        models: "base" and, if there is one, "corrupted".
-        prompts: File of prompts (formats: `load_prompts`).
-        hook: Hook point; None takes the one that the SAE was trained on.
-        max_length: See `tokenize_prompts`.
-        out: Folder for the result.
-        overwrite: Whether to replace what `out` holds.
-        progress: Shows bars.
 
     Raises:
         UserError: for an SAE, checkpoint or prompts that cannot be read or do not fit together, or if `out` is in use.
     """
-    base = models["base"]
-    require_device(base.device)
-    texts = load_prompts(prompts)
-    sae = load_sae(source, base.device)
-    hook = hook or own_hook(sae, source)
-    checkpoints = {role: load_checkpoint(config, role) for role, config in models.items()}
-    tokens = tokenize_prompts(texts, checkpoints["base"].tokenizer, max_length)
+    require_device(request.device)
+    texts, progress = load_prompts(request.prompts), not request.quiet
+    sae = load_sae(request.sae, request.device)
+    hook = request.hook or own_hook(sae, request.sae)
+    checkpoints = {role: load_checkpoint(config, role) for role, config in request.models.items()}
+    tokens = tokenize_prompts(texts, checkpoints["base"].tokenizer, request.max_length)
     sources = _fitting_sources(sae, hook, checkpoints, tokens)
-    if out is not None:
-        open_folder(out, overwrite)
+    if request.out is not None:
+        open_folder(request.out, request.overwrite)
     metrics = {role: evaluate_sae(sae, sources[role], hook, checkpoints[role], tokens, progress) for role in sources}
     residual = None
     if "corrupted" in sources:
         residual = unexplained_difference(sae, hook, sources["base"], sources["corrupted"], "all")
     found = SAEEvaluation(metrics["base"], metrics.get("corrupted"), decoder_cosines(sae), residual)
-    if out is not None:
+    if request.out is not None:
         names = {role: checkpoint.name for role, checkpoint in checkpoints.items()}
-        found.save(out, {"sae": source, "hook": hook, "models": names, "tokens_hash": tokens.hash})
+        found.save(request.out, {"sae": request.sae, "hook": hook, "models": names, "tokens_hash": tokens.hash})
     return found
 
 

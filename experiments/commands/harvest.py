@@ -1,71 +1,63 @@
 """Harvests a pair of checkpoints on the same tokens, in one process or in many.
 
     sae-diff harvest --base A --corrupted B --prompts FILE --hook blocks.15.hook_resid_post --out runs/acts
-    torchrun --nproc-per-node 8 -m experiments.commands.harvest (the same options)
+    torchrun --nproc-per-node 8 -m experiments.cli harvest (the same options)
 
 Under torchrun each process takes every N-th shard, on a GPU of its own where there is one; the processes share the
 folder and need nothing else of one another. Whoever is killed and started again finishes its share.
 """
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
 
 from activations.checkpoint import load_checkpoint, require_same_tokenizer
-from activations.config import CheckpointConfig, HarvestConfig
-from activations.harvesting import harvest_share
+from activations.harvesting import batch_tokens_for, harvest_share
 from activations.prompt_files import load_prompts, stream_texts
 from activations.store import ActivationStore
 from activations.token_files import load_tokens
 from activations.tokens import TokenSource, TokenStream, tokenize_prompts
+from experiments.commands.requests import HarvestRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def harvest_models(
-    models: Mapping[str, CheckpointConfig],
-    prompts: str,
-    config: HarvestConfig,
-    out: Path,
-    stream: bool = False,
-    max_length: int | None = None,
-    progress: bool = True,
-) -> dict[str, ActivationStore | None]:
-    """Stores of all models on the same tokens.
-
-    Args:
-        models: Checkpoints by role; the base's tokenizer reads the prompts.
-        prompts: File of prompts; folder of tokens that `datasets` saved; or what `stream_texts` reads.
-        config: What to harvest.
-        out: A store is written to `out/<role>`.
-        stream: Whether to read `prompts` as a data set that is too long for memory.
-        max_length: See `tokenize_prompts`.
-        progress: Whether the first process shows progress bars.
+def harvest_models(request: HarvestRequest) -> dict[str, ActivationStore | None]:
+    """Stores of all models on the same tokens, which the base's tokenizer reads.
 
     Returns:
         Stores by role; None for one that other processes are still at work on.
 
     Raises:
-        UserError: as `load_checkpoint`, `load_prompts` and `harvest` do, or if the checkpoints' tokenizers differ.
+        UserError: as `load_checkpoint`, `load_prompts` and `harvest_share` do, or if tokenizers differ.
     """
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = rank_device()
-    placed = {r: model.model_copy(update={"device": device}) if device else model for r, model in models.items()}
+    placed = {r: m.model_copy(update={"device": device}) if device else m for r, m in request.models.items()}
+    config = request.settings(request.batch_tokens or batch_tokens_for(device or request.device))
     checkpoints = [load_checkpoint(model, role) for role, model in placed.items()]
     for checkpoint in checkpoints:
         require_same_tokenizer(checkpoints[0], checkpoint)
-    tokens = _read(prompts, stream, checkpoints[0].tokenizer, max_length)
+    tokens = _read(request.prompts, request.stream, checkpoints[0].tokenizer, request.max_length)
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    progress = not request.quiet and rank == 0
     return {
-        checkpoint.role: harvest_share(
-            checkpoint, tokens, config, out / checkpoint.role, rank, ranks, progress and rank == 0
-        )
+        checkpoint.role: harvest_share(checkpoint, tokens, config, request.out / checkpoint.role, rank, ranks, progress)
         for checkpoint in checkpoints
     }
+
+
+def print_stores(stores: Mapping[str, ActivationStore | None], out: Path, console: Console) -> None:
+    """What was written."""
+    for role, found in stores.items():
+        state = "share done, others are at work"
+        if found is not None:
+            state = f"{found.rows:,} rows, tokens {found.tokens_hash}"
+        console.print(f"{out / role}: {state}", soft_wrap=True)
 
 
 def _read(prompts: str, stream: bool, tokenizer: "PreTrainedTokenizerBase", max_length: int | None) -> TokenSource:
@@ -82,10 +74,3 @@ def rank_device() -> str | None:
     if not gpus or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}"
-
-
-if __name__ == "__main__":
-    from experiments.cli import main
-
-    sys.argv.insert(1, "harvest")
-    main()

@@ -1,8 +1,5 @@
 """A ranking of latents from stores of activations (`sae-diff rank`)."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
@@ -17,40 +14,27 @@ from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, own_hook
 
 
-def rank_stores(
-    sae: str,
-    folders: Mapping[str, Path],
-    hook: str | None,
-    config: RankingConfig,
-    out: Path,
-    device: str = "cpu",
-    overwrite: bool = False,
-    progress: bool = True,
-) -> FeatureRanking:
+def rank_stores(request: RankRequest, config: RankingConfig) -> FeatureRanking:
     """Ranks the latents of an SAE and saves the ranking.
-
-    Args:
-        sae: What `load_sae` takes.
-        folders: Stores by model: "base", "corrupted" and, as a control, "benign".
-        hook: Hook point; None: the one that the SAE names.
-        config: Method, positions, replicates.
-        out: Folder of the ranking.
-        device: Where activations are encoded.
-        overwrite: Replaces an earlier ranking.
-        progress: Shows bars.
 
     Raises:
         UserError: if the SAE names no hook, or as `load_sae`, `ActivationStore.load` and `rank_latents` do.
     """
-    require_device(device)
-    loaded = load_sae(sae, device)
-    point = hook or own_hook(loaded, sae)
-    stores = {model: ActivationStore.load(folder) for model, folder in folders.items()}
-    if warning := fit_warning(check_fit(loaded, stores["base"], point)):
-        print(f"warning: {warning}")
-    open_folder(out, overwrite)
-    ranking = rank_latents(loaded, point, stores["base"], stores["corrupted"], config, stores.get("benign"), progress)
-    ranking.save(out, folders, overwrite)
+    require_device(request.device)
+    sae = load_sae(request.sae, request.device)
+    hook = request.hook or own_hook(sae, request.sae)
+    folders = {"base": request.base, "corrupted": request.corrupted}
+    folders |= {"benign": request.benign} if request.benign else {}
+    null = {f"benign-{number}": folder for number, folder in enumerate(request.null, 1)}
+    stores = {model: ActivationStore.load(folder) for model, folder in (folders | null).items()}
+    if warning := fit_warning(check_fit(sae, stores["base"], hook)):
+        warnings.warn(warning, stacklevel=2)
+    open_folder(request.out, request.overwrite)
+    further = {model: stores[model] for model in null}
+    ranking = rank_latents(
+        sae, hook, stores["base"], stores["corrupted"], config, stores.get("benign"), not request.quiet, further
+    )
+    ranking.save(request.out, folders | null, request.overwrite)
     return ranking
 
 

@@ -1,15 +1,15 @@
 """Trains one SAE or several on stores of activations, in one process or in many.
 
     sae-diff train-sae --store runs/acts/base --hook blocks.15.hook_resid_post --latents 16384 --k 64 --out runs/sae
-    torchrun --nproc-per-node 8 -m experiments.commands.train_sae (the same options)
+    torchrun --nproc-per-node 8 -m experiments.cli train-sae (the same options)
 
 Under torchrun every process takes a part of each batch. Whoever is killed and started again continues where the state
 was last written; a finished SAE is not trained again.
 """
 
 import itertools
+import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from activations.errors import UserError
 from activations.memory import InMemory
 from activations.source import ActivationSource
 from activations.store import ActivationStore
+from experiments.commands.requests import TrainRequest
+from experiments.output.tracking import start_tracker
 from sae.storage import save_sae
 from sae.training.checkpoint import remove_state
 from sae.training.config import OURS, Log, TrainConfig
@@ -28,31 +30,14 @@ from sae.training.sources import TrainingData
 from sae.training.train import Job, train_sae, train_saes
 
 
-def train_from_stores(
-    stores: Sequence[Path],
-    shares: Sequence[float],
-    jobs: Mapping[str, Job],
-    out: Path,
-    seed: int = 0,
-    device: str = "cpu",
-    in_memory: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
-    log: Log | None = None,
-) -> list[Path]:
-    """Trains the jobs in one pass and saves each SAE to `out/<job>`.
+def train_from_stores(request: TrainRequest, common: TrainConfig) -> list[Path]:
+    """Trains all combinations in one pass, tracked, and saves each SAE to a folder in `request.out`.
 
     Args:
-        stores: Folders of stores; rows of all are mixed in every batch.
-        shares: Share of each store, in all 1; empty: equal shares.
-        jobs: What to train; architectures of sae-lens's trainer are trained one after another.
-        out: The state of an unfinished training lies in `out/state`.
-        seed: Of the shuffle.
-        device: Torch device; under torchrun with CUDA each process takes its own GPU.
-        in_memory: Reads the stores into memory first.
-        overwrite: Trains finished SAEs again.
-        progress: Shows bars.
-        log: Receives a job's name and its metrics.
+        request: Stores, and what there are several values of. Architectures of sae-lens's trainer are trained one after
+            another. The state of an unfinished training lies in `out/state`; under torchrun with CUDA each process
+            takes its own GPU.
+        common: All other settings.
 
     Returns:
         The folders.
@@ -60,30 +45,43 @@ def train_from_stores(
     Raises:
         UserError: as `ActivationStore.load` and `train_saes` do, or if shares do not fit the stores.
     """
-    if shares and len(shares) != len(stores):
-        raise UserError(f"There are {len(stores)} stores and {len(shares)} shares; give one --share for each --store.")
-    require_device(device)
-    ranks, device = join_ranks(device)
-    waiting = {name: job for name, job in jobs.items() if overwrite or not (out / name / CONFIG).exists()}
+    jobs = jobs_of(request.hook, request.latents, request.k, request.seed, common)
+    if request.share and len(request.share) != len(request.store):
+        raise UserError(
+            f"There are {len(request.store)} stores and {len(request.share)} shares; give one --share for each --store."
+        )
+    require_device(request.device)
+    request.out.mkdir(parents=True, exist_ok=True)
+    mode = request.wandb if os.environ.get("RANK", "0") == "0" else "disabled"
+    with start_tracker(request.out, {name: job.config.model_dump() for name, job in jobs.items()}, mode) as tracker:
+        _train(request, jobs, lambda name, metrics: tracker.log(name, metrics, step=int(metrics["step"])))
+    return [request.out / name for name in jobs]
+
+
+def _train(request: TrainRequest, jobs: Mapping[str, Job], log: Log) -> None:
+    ranks, device = join_ranks(request.device)
+    out, progress = request.out, not request.quiet
+    waiting = {name: job for name, job in jobs.items() if request.overwrite or not (out / name / CONFIG).exists()}
     if not waiting:
-        return [out / name for name in jobs]
+        return
     hooks = list(dict.fromkeys(job.hook for job in waiting.values()))
-    sources = {str(folder): _source(folder, hooks, in_memory, progress) for folder in stores}
-    data = TrainingData(sources, seed, dict(zip(sources, shares, strict=True)) if shares else None)
+    sources = {str(folder): _source(folder, hooks, request.in_memory, progress) for folder in request.store}
+    shares = dict(zip(sources, request.share, strict=True)) if request.share else None
+    data = TrainingData(sources, request.seed[0], shares)
     ours = {name: job for name, job in waiting.items() if job.config.architecture in OURS}
     settings: dict[str, Any] = {"log": log, "progress": progress, "device": device}
     trained = train_saes(data, ours, checkpoints=out / "state", ranks=ranks, **settings) if ours else {}
-    if ranks.is_first:
-        theirs = {name: job for name, job in waiting.items() if name not in ours}
-        trained |= {name: train_sae(data, job.hook, job.config, **settings) for name, job in theirs.items()}
-        model = str(next(iter(sources.values())).config.get("model", "unknown"))
-        for name, sae in trained.items():
-            shutil.rmtree(out / name, ignore_errors=True)  # with overwrite: the earlier one
-            training = jobs[name].config.model_dump(mode="json")
-            parents = {f"activations {i}": folder for i, folder in enumerate(stores)}
-            save_sae(sae, out / name, jobs[name].hook, model, training, parents)
-        remove_state(out / "state")
-    return [out / name for name in jobs]
+    if not ranks.is_first:
+        return
+    theirs = {name: job for name, job in waiting.items() if name not in ours}
+    trained |= {name: train_sae(data, job.hook, job.config, **settings) for name, job in theirs.items()}
+    model = str(next(iter(sources.values())).config.get("model", "unknown"))
+    for name, sae in trained.items():
+        shutil.rmtree(out / name, ignore_errors=True)  # with overwrite: the earlier one
+        training = jobs[name].config.model_dump(mode="json")
+        parents = {f"activations {i}": folder for i, folder in enumerate(request.store)}
+        save_sae(sae, out / name, jobs[name].hook, model, training, parents)
+    remove_state(out / "state")
 
 
 def jobs_of(
@@ -101,10 +99,3 @@ def jobs_of(
 def _source(folder: Path, hooks: Sequence[str], in_memory: bool, progress: bool) -> ActivationSource:
     store = ActivationStore.load(folder)
     return InMemory.copy_of(store, hooks, progress) if in_memory else store
-
-
-if __name__ == "__main__":
-    from experiments.cli import main
-
-    sys.argv.insert(1, "train-sae")
-    main()

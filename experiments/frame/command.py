@@ -2,8 +2,8 @@
 
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
@@ -57,26 +57,68 @@ class _Option:
         )
 
 
-def make_command(experiment: Experiment[Any], console: "Console") -> Callable[..., None]:
-    """The function that typer makes the command from."""
-    given = {name: Inputs.model_fields[name] for name in fields_of(experiment)}
-    inputs = [_Option((name,), field) for name, field in given.items()]
-    config = list(_options(experiment.config))
-    frame = [_Option((name,), field) for name, field in Options.model_fields.items()]
+@dataclass(frozen=True)
+class Part:
+    """Fields of a config that become options.
+
+    Attributes:
+        model: The config.
+        names: Which of its fields; None: all.
+        defaults: Shown, and given, in place of the config's own.
+    """
+
+    model: type[BaseModel]
+    names: Collection[str] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self) -> list[_Option]:
+        """An option for every field, and for those of configs in the config."""
+        wanted = [(n, f) for n, f in self.model.model_fields.items() if self.names is None or n in self.names]
+        found: list[_Option] = []
+        for name, one in wanted:
+            if isinstance(one.default, BaseModel):
+                inner = type(one.default).model_fields.items()
+                found += [_Option((name, part), part_field, one.default) for part, part_field in inner]
+            else:
+                changed = (
+                    FieldInfo.merge_field_infos(one, default=self.defaults[name]) if name in self.defaults else one
+                )
+                found.append(_Option((name,), changed))
+        return found
+
+
+def command_of(text: str, parts: Sequence[Part], do: Callable[..., None]) -> Callable[..., None]:
+    """A function that typer makes a command from.
+
+    Args:
+        text: Its help; the first paragraph is shown in lists.
+        parts: Where its options come from.
+        do: Receives, for each part, the values that were given, as its config takes them.
+    """
+    options = [part.options() for part in parts]
 
     def command(**values: Any) -> None:
-        asked = checked(Inputs, _filled(inputs, values))
-        settings = checked(experiment.config, _filled(config, values))
-        options = checked(Options, _filled(frame, values))
+        do(*({**part.defaults, **_filled(of_part, values)} for part, of_part in zip(parts, options, strict=True)))
+
+    parameters = [option.parameter() for of_part in options for option in of_part]
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__doc__ = text
+    return command
+
+
+def experiment_command(experiment: Experiment[Any], console: "Console") -> Callable[..., None]:
+    """The command of an experiment."""
+
+    def do(inputs: Mapping[str, Any], config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        asked, frame = checked(Inputs, inputs), checked(Options, options)
+        settings = checked(experiment.config, config)
         from experiments.frame.conduct import conduct
 
-        say = (lambda line: None) if options.quiet else (lambda line: say_plainly(line, console))
-        show(conduct(experiment, asked, settings, options, say), console)
+        say = (lambda line: None) if frame.quiet else (lambda line: say_plainly(line, console))
+        show(conduct(experiment, asked, settings, frame, say), console)
 
-    parameters = [option.parameter() for option in (*inputs, *config, *frame)]
-    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    command.__doc__ = f"{experiment.question}\n\n{experiment.description()}"
-    return command
+    parts = (Part(Inputs, fields_of(experiment)), Part(experiment.config), Part(Options))
+    return command_of(f"{experiment.question}\n\n{experiment.description()}", parts, do)
 
 
 def show(result: "Result", console: "Console") -> None:
@@ -111,17 +153,7 @@ def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
         raise UserError(f"Option --{where}: {message}." if where else f"{message[0].upper()}{message[1:]}.") from None
 
 
-def _options(model: type[BaseModel]) -> Iterator[_Option]:
-    """Every field, and those of configs in the config."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            inner = type(field.default).model_fields.items()
-            yield from (_Option((name, part), part_field, field.default) for part, part_field in inner)
-        else:
-            yield _Option((name,), field)
-
-
-def _filled(options: list[_Option], values: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(options: Sequence[_Option], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that were given, nested as the config has them."""
     found: dict[str, Any] = {}
     for option in options:

@@ -19,13 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from activations.artefact import read_json
 from activations.errors import UserError
 from experiments.output.highlight import highlight_all
 
 if TYPE_CHECKING:
+    import pandas as pd
     import wandb
 
     from diffing.ranking.examples import LatentExample
@@ -100,7 +99,7 @@ class Tracker:
                 table.add_data(*row.values(), shown)
             self._run.log({"latents": table})
 
-    def log_table(self, name: str, table: pd.DataFrame) -> None:
+    def log_table(self, name: str, table: "pd.DataFrame") -> None:
         """Log the first rows of a table."""
         with _only_warn(f"table {name}"):
             if self._run is None:
@@ -192,6 +191,8 @@ def track_result(folder: Path, command: str, mode: Mode) -> str | None:
     Raises:
         UserError: as `start_tracker`.
     """
+    import pandas as pd
+
     config = {"command": command, **read_json(folder / "config.json")}
     with start_tracker(folder, config, mode) as tracker:
         tracker.log_summary(read_json(folder / "summary.json"))
