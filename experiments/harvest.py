@@ -17,7 +17,7 @@ import torch
 
 from activations.checkpoint import load_checkpoint, require_same_tokenizer
 from activations.config import CheckpointConfig, HarvestConfig
-from activations.harvesting import harvest_share
+from activations.harvesting import Share, harvest_share
 from activations.prompt_files import load_prompts, stream_texts
 from activations.store import ActivationStore
 from activations.token_files import load_tokens
@@ -62,7 +62,7 @@ def harvest_models(
     tokens = _read(prompts, stream, checkpoints[0].tokenizer, max_length)
     return {
         checkpoint.role: harvest_share(
-            checkpoint, tokens, config, out / checkpoint.role, rank, ranks, progress and rank == 0
+            checkpoint, tokens, config, out / checkpoint.role, Share(rank, ranks), progress and rank == 0
         )
         for checkpoint in checkpoints
     }

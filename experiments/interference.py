@@ -20,7 +20,8 @@ from activations.errors import UserError
 from activations.source import ActivationSource
 from activations.store import ActivationStore
 from diffing.positions import Positions
-from diffing.ranking.interference import MOVED_FROM, interference
+from diffing.ranking.config import MOVED_FROM, InterferenceConfig
+from diffing.ranking.interference import interference
 from diffing.ranking.statistics import residual_norm
 from sae.storage import load_sae, own_hook
 
@@ -114,7 +115,8 @@ def measure_interference(
     Raises:
         UserError: as `interference` does.
     """
-    table = interference(sae, store, hook, latent, strength, norm, positions, moved_from, progress)
+    config = InterferenceConfig(latent=latent, strength=strength, positions=positions, moved_from=moved_from)
+    table = interference(sae, store, hook, norm, config, progress)
     made = {"latent": latent, "strength": strength, "residual_norm": norm, "hook": hook, "positions": positions}
     return Interference(table, {**made, "moved_from": moved_from, "tokens_hash": store.tokens_hash})
 

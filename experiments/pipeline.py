@@ -33,13 +33,13 @@ from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.positions import Positions
 from diffing.ranking.examples import LatentExample, load_examples, save_examples, top_examples
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 from diffing.ranking.residual import unexplained_difference
 from diffing.ranking.statistics import residual_norm
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
-from diffing.steering.config import ProofConfig
+from diffing.steering.config import ControlsConfig, ProofConfig
 from diffing.steering.experiment import Bench, Half
-from diffing.steering.proof import Proof, prove
+from diffing.steering.proof import Candidates, Pair, Proof, prove
 from experiments.config import RunConfig
 from experiments.evaluate_sae import SAEEvaluation
 from experiments.interference import Interference, measure_interference
@@ -55,6 +55,7 @@ from sae.evaluate import decoder_cosines, evaluate_sae
 from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, require_fit, save_sae
 from sae.training.checkpoint import remove_state
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
@@ -276,9 +277,8 @@ def obtain_sae(
         def log(name: str, metrics: Mapping[str, float]) -> None:
             tracker.log(name, metrics, step=int(metrics["step"]))
 
-        settings = {"log": log, "progress": progress, "device": config.device}
         state = out.folder / "sae_training"
-        sae = train_sae(data, config.hook, training, checkpoints=state, **settings)
+        sae = train_sae(data, config.hook, training, TrainingSetup(config.device, log, progress, checkpoints=state))
         save_sae(sae, folder, config.hook, base.config.model, training.model_dump(), _parents(**data.sources))
         remove_state(state)
         return load_sae(folder, config.device)
@@ -306,10 +306,10 @@ def measure_sae(
         # Read this once only, so not worth a store.
         corrupted = LiveActivations(models[CORRUPTED], tokens, harvest_settings(config))
         found = SAEEvaluation(
-            base=evaluate_sae(sae, base, hook, models[BASE], tokens, progress),
-            corrupted=evaluate_sae(sae, corrupted, hook, models[CORRUPTED], tokens, progress),
+            base=evaluate_sae(sae, models[BASE], base, tokens, hook, progress),
+            corrupted=evaluate_sae(sae, models[CORRUPTED], corrupted, tokens, hook, progress),
             decoder=decoder_cosines(sae),
-            difference_residual=unexplained_difference(sae, hook, before, after, config.ranking.positions),
+            difference_residual=unexplained_difference(sae, before, after, hook, config.ranking.positions),
         )
         found.save(folder, {"hook": hook}, _parents(activations=base, ranking_base=before, ranking_corrupted=after))
         return found
@@ -344,7 +344,7 @@ def _extract(
         folder = out.folder / kind / role
 
         def build(personas=personas, folder=folder) -> PersonaDirections:
-            made = extract_directions(personas, reference, config.hook, positions)
+            made = extract_directions(personas, config.hook, reference, positions)
             made.save(folder, _parents(**personas), overwrite=True)
             return made
 
@@ -383,7 +383,7 @@ def rank(
 
         def build(role=role, folder=folder) -> FeatureRanking:
             benign = at.get(BENIGN) if role == CORRUPTED else None
-            made = rank_latents(sae, config.hook, at[BASE], at[role], settings, benign, null=null)
+            made = rank_latents(sae, Compared(at[BASE], at[role], benign=benign, null=null), config.hook, settings)
             made = made.with_columns({name: c[:, 0].cpu().numpy() for name, c in columns.items()})
             made.save(folder, _parents(**at, **null), overwrite=True)
             return made
@@ -473,20 +473,26 @@ def steer_latents(
     settings, files = config.steering, config.prompts
     named = config.directions.steer if config.directions else ""
     mean = activations.mean(0)
-    return prove(
-        Bench(config.hook, float(activations.double().norm(dim=1).mean()), sae, make_behavior(config)),
-        base,
-        corrupted,
+    bench = Bench(config.hook, float(activations.double().norm(dim=1).mean()), sae, make_behavior(config))
+    candidates = Candidates(
         latent_arms(sae, ranking, settings.top),
         [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in steered.items()],
-        lambda latent: control_arms(sae, ranking, activations, latent, settings.top, settings.controls, config.seed),
+        lambda latent: control_arms(
+            sae,
+            ranking,
+            activations,
+            latent,
+            ControlsConfig(top=settings.top, each=settings.controls, seed=config.seed),
+        ),
+    )
+    return prove(
+        Pair(bench, base, corrupted, folder, progress),
+        candidates,
         _half("selection", files.selection),
         _half("reporting", files.reporting),
         ProofConfig(
             settings.strongest, settings.halvings, settings.induce_budget, settings.repair_budget, settings.claims
         ),
-        folder,
-        progress,
     )
 
 

@@ -12,7 +12,7 @@ from activations.store import ActivationStore
 from diffing import FeatureRanking
 from diffing.ranking.agreement import method_agreement
 from diffing.ranking.config import RankingConfig
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, own_hook
 
@@ -49,7 +49,9 @@ def rank_stores(
     if warning := fit_warning(check_fit(loaded, stores["base"], point)):
         print(f"warning: {warning}")
     open_folder(out, overwrite)
-    ranking = rank_latents(loaded, point, stores["base"], stores["corrupted"], config, stores.get("benign"), progress)
+    ranking = rank_latents(
+        loaded, Compared(stores["base"], stores["corrupted"], benign=stores.get("benign")), point, config, progress
+    )
     ranking.save(out, folders, overwrite)
     return ranking
 

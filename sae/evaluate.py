@@ -88,27 +88,27 @@ class DecoderCosines:
 
 def evaluate_sae(
     sae: "SAE",
-    store: ActivationSource,
-    hook: str,
     checkpoint: "Checkpoint",
+    store: ActivationSource,
     token_batch: TokenBatch,
+    hook: str,
     progress: bool = True,
 ) -> SAEMetrics:
     """Measures an SAE on activations and inside the model.
 
     Args:
         sae: the SAE, on the checkpoint's device.
-        store: activations of `hook` (those of `token_batch` or others); mean ablation takes their mean.
-        hook: hook point.
         checkpoint: model to splice the SAE into.
+        store: activations of `hook` (those of `token_batch` or others); mean ablation takes their mean.
         token_batch: prompts to measure cross-entropy and KL on.
+        hook: hook point.
         progress: shows a bar.
 
     Raises:
         UserError: if there are no non-special rows or none with a token after it, or the model lacks the hook.
     """
     sums = _sum_rows(sae, store, hook)
-    spliced = cross_entropy_metrics(sae, hook, checkpoint, token_batch, sums.mean, progress)
+    spliced = cross_entropy_metrics(sae, checkpoint, token_batch, hook, sums.mean, progress)
     return SAEMetrics(**asdict(sums.metrics()), **asdict(spliced))
 
 

@@ -16,6 +16,7 @@ from activations.artefact import read_json, write_json
 from activations.config import StoreDtype
 from activations.errors import UserError
 from activations.prompts import NON_SPECIAL, Role
+from activations.shuffle import Shuffle
 from activations.store import ActivationStore, StoreWriter
 from activations.tokens import add_hashes
 
@@ -47,7 +48,7 @@ def reads(store: ActivationStore) -> list[Callable[[], object]]:
         lambda: store.prompt_ids,
         lambda: store.read(HOOK),
         lambda: list(store.chunks(HOOK)),
-        lambda: list(store.batches(HOOK, 8, seed=0, epochs=1)),
+        lambda: list(store.batches(HOOK, 8, Shuffle(0, epochs=1))),
     ]
 
 
@@ -147,7 +148,7 @@ def test_unknown_hook_lists_what_there_is(whole: Path):
         store.d_model,
         store.read,
         lambda hook: next(store.chunks(hook)),
-        lambda hook: next(store.batches(hook, 8, 0)),
+        lambda hook: next(store.batches(hook, 8, Shuffle(0))),
     ):
         with pytest.raises(
             UserError, match=r"no activations of blocks\.7.*only of blocks\.0\.hook_resid_post, blocks\.1"

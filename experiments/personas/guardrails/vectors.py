@@ -116,7 +116,7 @@ def persona_source(lab: Lab) -> Source:
     assert settings is not None
     stores = {name: lab.read(lab.base, load_prompts(path)) for name, path in lab.run.config.prompts.personas.items()}
     units = {
-        hook: extract_directions(stores, settings.reference, hook, settings.steer_positions).unit(settings.steer)
+        hook: extract_directions(stores, hook, settings.reference, settings.steer_positions).unit(settings.steer)
         for hook in lab.hooks
     }
     return Source(PERSONA, "", PERSONA, units)
