@@ -68,6 +68,14 @@ class TestRows:
         for hook in HOOKS:
             assert torch.equal(store.read(hook, roles=None), known_rows(hook))
 
+    def test_a_store_shows_itself_without_reading_its_shards(self, whole: Path, monkeypatch: pytest.MonkeyPatch):
+        """Breaks if a notebook shows another number of rows, or reads terabytes to show it."""
+        store = ActivationStore.load(whole)
+        monkeypatch.setattr(ActivationStore, "_verify", lambda *_: pytest.fail("a shard was read"))
+        page = store._repr_html_()
+        assert f"<td>rows</td><td>{ROWS:,}</td>" in page
+        assert "blocks.0.hook_resid_post (6)" in page
+
     def test_chunks_carry_their_own_rows_of_the_index(self, whole: Path):
         """Breaks if activations and index of a chunk come from different places."""
         store = ActivationStore.load(whole)
