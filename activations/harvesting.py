@@ -39,6 +39,14 @@ def batch_tokens_for(device: str) -> int:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of a harvest that one process has: every `ranks`-th shard, from the `rank`-th on."""
+
+    rank: int = 0
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
 class PlannedShard:
     """What a shard will hold.
 
@@ -118,7 +126,7 @@ def harvest(
         UserError: for a hook that the model lacks or that does not give one vector a position; for NaN or infinite
             activations; for a folder that holds something else or that another process is writing to.
     """
-    store = harvest_share(checkpoint, source, config, folder, 0, 1, progress)
+    store = harvest_share(checkpoint, source, config, folder, progress=progress)
     assert store is not None, "a single writer has every shard"
     return store
 
@@ -128,11 +136,10 @@ def harvest_share(
     source: TokenSource,
     config: HarvestConfig,
     folder: Path,
-    rank: int,
-    ranks: int,
+    share: Share = Share(),
     progress: bool = True,
 ) -> ActivationStore | None:
-    """One process's share of a `harvest`: every `ranks`-th shard, into a folder that all ranks share.
+    """One process's share of a `harvest`, into a folder that all processes share.
 
     Returns:
         The store; None if other ranks are still at work (the last to finish declares it whole).
@@ -149,14 +156,14 @@ def harvest_share(
     known = source.n_tokens if isinstance(source, TokenBatch) else None
     bar = {"total": known, "unit": " tokens", "desc": f"harvest {checkpoint.role}", "unit_scale": True}
     with (
-        StoreWriter(folder, widths, config.dtype, described, rank, ranks) as writer,
+        StoreWriter(folder, widths, config.dtype, described, share.rank, share.ranks) as writer,
         tqdm(disable=not progress, leave=False, **bar) as progress_bar,
         _Behind() as behind,
     ):
         hashes: list[str] = []
         for shard in plan_shards(source, config):
             hashes.append(shard.hash)
-            if shard.number % ranks == rank and not writer.holds(shard.number, shard.hash):
+            if shard.number % share.ranks == share.rank and not writer.holds(shard.number, shard.hash):
                 rows = compute_shard(checkpoint, shard, config, progress_bar.update)
                 behind.do(writer.write, shard.number, rows, shard.index, shard.ids, shard.hash)
             else:

@@ -4,7 +4,7 @@ Each epoch puts the shards in random order and cuts it into groups that fit a po
 random order. Row number r of the endless sequence is found from the shards' sizes, without reading what comes before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -15,8 +15,26 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from activations.errors import UserError
+from activations.prompts import NON_SPECIAL, Role
 
 DEFAULT_POOL_ROWS = 131072
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Which rows are drawn, in which order.
+
+    Attributes:
+        seed: Of the order; equal seeds give equal orders.
+        epochs: Passes over the rows; None: no end.
+        roles: Positions to draw from; None: every position.
+        pool_rows: Rows that are mixed at a time, rounded up to whole shards.
+    """
+
+    seed: int = 0
+    epochs: int | None = None
+    roles: Collection[Role] | None = NON_SPECIAL
+    pool_rows: int = DEFAULT_POOL_ROWS
 
 
 @dataclass(frozen=True)
@@ -46,16 +64,14 @@ class Pool(NamedTuple):
 
 
 def shuffled_groups(
-    rows: Sequence[int], chosen: Sequence[int], seed: int, epochs: int | None, pool_rows: int, skip: int, name: str
+    rows: Sequence[int], chosen: Sequence[int], shuffle: Shuffle, skip: int, name: str
 ) -> Iterator[Group]:
     """Groups in the order in which they are read.
 
     Args:
         rows: Rows of each shard.
         chosen: Rows of each shard that are drawn.
-        seed: Of the order.
-        epochs: Passes over the shards; None: no end.
-        pool_rows: Shards are added to a group until it has this many rows.
+        shuffle: Seed and epochs; shards are added to a group until it has `pool_rows` rows.
         skip: Drawn rows at the beginning of the sequence to leave out.
         name: What the message calls the source.
 
@@ -66,12 +82,12 @@ def shuffled_groups(
     if not total:
         raise UserError(f"{name} has no rows of the wanted roles; harvest other prompts.")
     first, skip = divmod(skip, total)
-    for epoch in range(first, epochs) if epochs is not None else count(first):
-        order = np.random.default_rng((seed, epoch)).permutation(len(rows)).tolist()
-        for number, shards in enumerate(_grouped(order, rows, pool_rows)):
+    for epoch in range(first, shuffle.epochs) if shuffle.epochs is not None else count(first):
+        order = np.random.default_rng((shuffle.seed, epoch)).permutation(len(rows)).tolist()
+        for number, shards in enumerate(_grouped(order, rows, shuffle.pool_rows)):
             drawn = sum(chosen[shard] for shard in shards)
             if skip < drawn:
-                yield Group(shards, (seed, epoch, number), skip)
+                yield Group(shards, (shuffle.seed, epoch, number), skip)
             skip = max(0, skip - drawn)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from activations.errors import UserError
 from activations.prompts import NON_SPECIAL, Role
-from activations.shuffle import DEFAULT_POOL_ROWS, Group, Pool, shuffled_groups, split_into_batches
+from activations.shuffle import Group, Pool, Shuffle, shuffled_groups, split_into_batches
 
 CHUNK_ROWS = 4096
 Index = dict[str, np.ndarray]
@@ -126,11 +126,8 @@ class ActivationSource(ABC):
         self,
         hook: str,
         batch_size: int,
-        seed: int,
-        epochs: int | None = None,
-        roles: Collection[Role] | None = NON_SPECIAL,
+        shuffle: Shuffle = Shuffle(),  # noqa: B008 (frozen)
         start: int = 0,
-        pool_rows: int = DEFAULT_POOL_ROWS,
         device: str | torch.device = "cpu",
         reuse: bool = False,
     ) -> Iterator[Float[Tensor, "batch d_model"]]:
@@ -142,11 +139,8 @@ class ActivationSource(ABC):
         Args:
             hook: Whose activations.
             batch_size: Rows in a batch; the last batch of the last epoch may have fewer.
-            seed: Of the shuffle.
-            epochs: Passes over the rows; None: no end.
-            roles: Positions to draw from; None: every position.
+            shuffle: Which rows are drawn, in which order.
             start: Batches to leave out at the beginning, without reading what they hold: resumes an earlier iteration.
-            pool_rows: Rows that are mixed at a time, rounded up to whole shards.
             device: Where batches are wanted.
             reuse: Whether a batch may lie where the one before it lay: copy what is to be kept. Twice as fast on a
                 CPU, where new memory costs more than the rows that are put into it.
@@ -159,11 +153,12 @@ class ActivationSource(ABC):
         """
         self.d_model(hook)
         counts = [self.role_counts(number) for number in range(self.shards)]
+        roles = shuffle.roles
         wanted = range(len(Role)) if roles is None else {int(role) for role in roles}
         rows, chosen = [sum(each) for each in counts], [sum(each[role] for role in wanted) for each in counts]
         skip = start * batch_size
-        groups = shuffled_groups(rows, chosen, seed, epochs, pool_rows, skip, self.name)
-        pools = self._pools(groups, hook, roles, min(sum(rows), pool_rows + max(rows)))
+        groups = shuffled_groups(rows, chosen, shuffle, skip, self.name)
+        pools = self._pools(groups, hook, roles, min(sum(rows), shuffle.pool_rows + max(rows)))
         return (_placed(rows, torch.device(device)) for rows in split_into_batches(pools, batch_size, reuse))
 
     def _pools(

@@ -24,7 +24,7 @@ from activations.store.writer import StoreWriter
 from activations.tokens import TokenBatch
 from benchmarks.measure import Target, interleave, print_result, print_table
 from diffing.ranking.config import RankingConfig
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 
 HOOK = "blocks.0.hook_resid_post"
 TOKENS_A_PROMPT = 100
@@ -123,7 +123,7 @@ def measure(sae: SAE, stores: list[ActivationStore], rounds: int) -> dict[str, f
     return interleave(
         {
             "bound: two bare products": bare_products(sae, stores),
-            "ours": lambda: rank_latents(sae, HOOK, stores[0], stores[1], config),
+            "ours": lambda: rank_latents(sae, Compared(stores[0], stores[1]), HOOK, config),
             "sae-lens, dense means": lambda: sae_lens_dense(sae, stores),
         },
         rounds,

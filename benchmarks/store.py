@@ -19,6 +19,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from activations.prompts import Role
+from activations.shuffle import Shuffle
 from activations.store import ActivationStore, StoreWriter
 from activations.store import reader as store_reader
 from activations.tokens import add_hashes
@@ -189,7 +190,7 @@ def main() -> None:
         store.verify()
         store_reader.READ_AHEAD_BYTES = 0
         # Training reads for hours: the reader's start, once, stays outside the clock.
-        endless = store.batches(HOOK, BATCH, seed=0, roles=None, reuse=True)
+        endless = store.batches(HOOK, BATCH, Shuffle(0, roles=None), reuse=True)
         read_shuffled(endless, 4 * store.rows // BATCH)
         buffer = bytearray(max(array.nbytes for array in data.arrays))
         reading = interleave(

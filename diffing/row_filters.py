@@ -13,7 +13,7 @@ RowIndex = Mapping[str, np.ndarray]
 RowMask = Bool[np.ndarray, "rows"]
 
 
-def rows_at(positions: Positions, store: ActivationSource) -> Callable[[RowIndex], RowMask]:
+def rows_at(store: ActivationSource, positions: Positions) -> Callable[[RowIndex], RowMask]:
     """The row filter that keeps these positions of each prompt of `store`."""
     roles = [int(role) for role in POSITION_ROLES[positions]]
     if positions != "prompt_end":

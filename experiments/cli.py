@@ -12,7 +12,7 @@ from rich.console import Console
 from activations.artefact import read_config
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
-from diffing.ranking.config import RankingConfig
+from diffing.ranking.config import InterferenceConfig, RankingConfig
 from experiments.commands import doctor, store
 from experiments.commands.requests import (
     EvaluateRequest,
@@ -72,7 +72,9 @@ def _add_commands() -> None:
     app.command("evaluate-sae")(command_of(_EVALUATE, [Part(EvaluateRequest)], _evaluate))
     ranking = [Part(RankRequest), Part(RankingConfig)]
     app.command("rank")(command_of(_RANK, ranking, _rank))
-    app.command("interference")(command_of(_INTERFERENCE, [Part(InterferenceRequest)], _interference))
+    app.command("interference")(
+        command_of(_INTERFERENCE, [Part(InterferenceRequest), Part(InterferenceConfig)], _interference)
+    )
     for experiment in experiments().values():
         app.command(experiment.name, rich_help_panel="Follow-up experiments of a finished run")(
             experiment_command(experiment, console)
@@ -155,12 +157,12 @@ def _rank(values: Given, config: Given) -> None:
     console.print(f"ranking written to {request.out}", soft_wrap=True)
 
 
-def _interference(values: Given) -> None:
-    request = checked(InterferenceRequest, values)
+def _interference(values: Given, config: Given) -> None:
+    request, settings = checked(InterferenceRequest, values), checked(InterferenceConfig, config)
     read_config(request.store, ACTIVATION_STORE)
     from experiments.commands.interference import interference_of_store, print_interference
 
-    print_interference(interference_of_store(request), request.top, console)
+    print_interference(interference_of_store(request, settings), request.top, console)
 
 
 def _require_prompts(prompts: str, stream: bool) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from activations.display import html_table
 from activations.errors import UserError
 from activations.prompts import NON_SPECIAL
 from activations.source import ActivationSource
@@ -20,6 +21,7 @@ from activations.tokens import TokenBatch
 from sae.splice import ENCODED_ROWS, CrossEntropy, cross_entropy_metrics
 
 if TYPE_CHECKING:
+    import pandas as pd
     from sae_lens import SAE
 
     from activations.checkpoint import Checkpoint
@@ -70,6 +72,17 @@ class SAEMetrics(Reconstruction, CrossEntropy):
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row for each metric that is a number: `metric` and `value`."""
+        import pandas as pd
+
+        numbers = {name: value for name, value in self.to_dict().items() if isinstance(value, int | float)}
+        return pd.DataFrame({"metric": list(numbers), "value": [float(value) for value in numbers.values()]})
+
+    def _repr_html_(self) -> str:
+        numbers = {name: value for name, value in self.to_dict().items() if isinstance(value, int | float)}
+        return html_table(f"SAEMetrics over {self.rows:,} rows", ("metric", "value"), numbers.items())
+
 
 @dataclass(frozen=True)
 class DecoderCosines:
@@ -88,27 +101,27 @@ class DecoderCosines:
 
 def evaluate_sae(
     sae: "SAE",
-    store: ActivationSource,
-    hook: str,
     checkpoint: "Checkpoint",
+    store: ActivationSource,
     token_batch: TokenBatch,
+    hook: str,
     progress: bool = True,
 ) -> SAEMetrics:
     """Measures an SAE on activations and inside the model.
 
     Args:
         sae: the SAE, on the checkpoint's device.
-        store: activations of `hook` (those of `token_batch` or others); mean ablation takes their mean.
-        hook: hook point.
         checkpoint: model to splice the SAE into.
+        store: activations of `hook` (those of `token_batch` or others); mean ablation takes their mean.
         token_batch: prompts to measure cross-entropy and KL on.
+        hook: hook point.
         progress: shows a bar.
 
     Raises:
         UserError: if there are no non-special rows or none with a token after it, or the model lacks the hook.
     """
     sums = _sum_rows(sae, store, hook)
-    spliced = cross_entropy_metrics(sae, hook, checkpoint, token_batch, sums.mean, progress)
+    spliced = cross_entropy_metrics(sae, checkpoint, token_batch, hook, sums.mean, progress)
     return SAEMetrics(**asdict(sums.metrics()), **asdict(spliced))
 
 

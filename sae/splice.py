@@ -78,9 +78,9 @@ class CrossEntropy:
 @torch.no_grad()
 def cross_entropy_metrics(
     sae: "SAE",
-    hook: str,
     checkpoint: "Checkpoint",
     token_batch: TokenBatch,
+    hook: str,
     mean: Float[Tensor, "d_model"],
     progress: bool = True,
 ) -> CrossEntropy:
@@ -88,9 +88,9 @@ def cross_entropy_metrics(
 
     Args:
         sae: the SAE, on the checkpoint's device.
-        hook: hook point.
         checkpoint: model to splice the SAE into.
         token_batch: prompts to predict.
+        hook: hook point.
         mean: what mean ablation puts in place of activations, usually their mean over the same prompts.
         progress: shows a bar.
 

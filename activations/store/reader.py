@@ -12,6 +12,7 @@ from jaxtyping import Integer, Shaped
 from torch import Tensor
 
 from activations.artefact import MANIFEST, file_hash, read_config
+from activations.display import html_table
 from activations.errors import UserError
 from activations.prompts import Role
 from activations.shuffle import Group, Pool
@@ -86,6 +87,17 @@ class ActivationStore(ActivationSource):
         if sorted(ids) != list(range(len(ids))):
             raise UserError(f"{self.folder} lacks prompts: their numbers have gaps; {self._remedy}.")
         return tuple(ids[number] for number in range(len(ids)))
+
+    def _repr_html_(self) -> str:
+        about = {
+            "model": self.config.get("model", "unknown"),
+            "hooks": ", ".join(f"{hook} ({width})" for hook, width in self.config["hooks"].items()),
+            "rows": self.rows,
+            "number format": self.manifest.dtype,
+            "shards": self.shards,
+            "bytes": self.bytes,
+        }
+        return html_table(f"ActivationStore {self.folder}", ("property", "value"), about.items())
 
     def verify(self) -> None:
         """Compares every shard with its checksum.

@@ -145,14 +145,8 @@ class StoreWriter:
         self._own = self._own.model_copy(update={"total": total, "tokens_hash": tokens_hash})
         with _exclusive(self.folder / f"{_LOCK}.finish"):
             # Another rank may just have seen that all is there.
-            if not (self.folder / CONFIG).exists():
-                write_json(self._path, self._own.model_dump())
-                joined = _joined(self.folder, self._own)
-                if not joined.consistent:
-                    raise UserError(f"{self.folder} holds activations of other prompts as well; start in a new folder.")
-                if not joined.complete:
-                    return False
-                publish_store(self.folder, joined)
+            if not (self.folder / CONFIG).exists() and not self._publish_if_complete():
+                return False
             # Those of killed ranks too, whose shards others have written since.
             for path in (*part_manifests(self.folder), *self.folder.glob(".shard-*.tmp")):
                 path.unlink(missing_ok=True)
@@ -190,6 +184,15 @@ class StoreWriter:
             self._own = read_manifest(self._path)
         else:
             write_json(self._path, self._own.model_dump())
+
+    def _publish_if_complete(self) -> bool:
+        write_json(self._path, self._own.model_dump())
+        joined = _joined(self.folder, self._own)
+        if not joined.consistent:
+            raise UserError(f"{self.folder} holds activations of other prompts as well; start in a new folder.")
+        if joined.complete:
+            publish_store(self.folder, joined)
+        return joined.complete
 
     def _list(self, shard: Shard) -> None:
         self._own = self._own.model_copy(update={"shards": (shard,)}).joined(self._own)

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,14 +116,17 @@ class ChatScores:
             return
         with ThreadPoolExecutor(self.config.concurrency) as pool:
             asked = {pool.submit(self._ask, text): key for key, text in texts.items()}
-            bar = tqdm(as_completed(asked), f"judging {what}", len(asked), False, disable=not self._progress)
             try:
-                for done in bar:
-                    self._keep(asked[done], done.result())
+                self._keep_all(asked, what)
             except BaseException:
                 # Whatever waits would fail in the same way, after retries of its own.
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _keep_all(self, asked: Mapping[Future[Reply], str], what: str) -> None:
+        bar = tqdm(as_completed(asked), f"judging {what}", len(asked), False, disable=not self._progress)
+        for done in bar:
+            self._keep(asked[done], done.result())
 
     def _ask(self, text: str) -> Reply:
         try:

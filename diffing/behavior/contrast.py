@@ -27,7 +27,7 @@ from diffing.behavior.judge import Label
 from diffing.behavior.measure import Record
 from diffing.behavior.rates import LabelCounts
 from diffing.behavior.sampling import batches
-from diffing.steering.interventions import Intervention
+from diffing.steering.interventions import Steered
 
 _KINDS = (Label.HARMFUL, Label.HELPFUL)
 # Values of [row pos vocab] that are held at once.
@@ -68,9 +68,7 @@ class AnswerContrast:
         self,
         checkpoint: Checkpoint,
         questions: Sequence[Prompt],
-        hook: str | None = None,
-        intervention: Intervention | None = None,
-        arms: int = 1,
+        steered: Steered | None = None,
         advance: Callable[[int], object] = lambda answers: None,
     ) -> list[list[Record]]:
         """Mean log-probabilities (nats a token) of both answers, untouched and under each arm.
@@ -80,8 +78,8 @@ class AnswerContrast:
         """
         read = self._tokens(checkpoint, questions)
         before = _mean_log_probs(checkpoint, read)[0].tolist()
-        after = _mean_log_probs(checkpoint, read, hook, intervention, arms).tolist()
-        advance(arms * len(questions))
+        after = _mean_log_probs(checkpoint, read, steered).tolist()
+        advance(len(after) * len(questions))
         return [
             [{"untouched": b, "log_probs": a} for b, a in zip(_in_pairs(before), _in_pairs(arm), strict=True)]
             for arm in after
@@ -115,13 +113,10 @@ class AnswerContrast:
 
 @torch.inference_mode()
 def _mean_log_probs(
-    checkpoint: Checkpoint,
-    read: TokenBatch,
-    hook: str | None = None,
-    intervention: Intervention | None = None,
-    arms: int = 1,
+    checkpoint: Checkpoint, read: TokenBatch, steered: Steered | None = None
 ) -> Float64[np.ndarray, "arm prompt"]:
     """Mean log-probability of the answer tokens of each prompt."""
+    arms = 1 if steered is None else steered.arms
     found = np.zeros((arms, len(read)))
     longest = max(len(tokens) for tokens in read.tokens)
     rows_at_once = max(1, _BATCH_VALUES // (longest * len(checkpoint.tokenizer)))
@@ -129,8 +124,7 @@ def _mean_log_probs(
         prompts = work.prompts.tolist()
         tokens = torch.from_numpy(np.stack([read.tokens[i] for i in prompts])).long().to(checkpoint.device)
         answer = torch.from_numpy(np.stack([read.roles[i] == Role.ANSWER for i in prompts])).to(checkpoint.device)
-        rows = intervention.take(work.arms) if intervention is not None else None
-        with checkpoint.hooks({hook: rows} if hook is not None and rows is not None else {}):
+        with checkpoint.hooks(steered.of(work.arms).hooks() if steered is not None else {}):
             logits = checkpoint.forward(tokens, torch.ones_like(tokens)).logits
         assert logits is not None
         found[work.arms.numpy(), prompts] = _answer_means(logits, tokens, answer).cpu().numpy()

@@ -15,7 +15,7 @@ from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Judge, Label
 from diffing.behavior.rates import LabelCounts, count_labels
 from diffing.behavior.sampling import sample_answers
-from diffing.steering.interventions import Intervention
+from diffing.steering.interventions import Steered
 
 Record = dict[str, Any]
 
@@ -33,12 +33,17 @@ class Behavior(Protocol):
         self,
         checkpoint: Checkpoint,
         questions: Sequence[Prompt],
-        hook: str | None = None,
-        intervention: Intervention | None = None,
-        arms: int = 1,
+        steered: Steered | None = None,
         advance: Callable[[int], object] = lambda answers: None,
     ) -> list[list[Record]]:
-        """What was seen, as [arm][question]: JSON that transcripts keep."""
+        """What was seen, as [arm][question]: JSON that transcripts keep.
+
+        Args:
+            checkpoint: The model that is observed.
+            questions: Prompts that end where the answer begins.
+            steered: What is done to the model, arm by arm; None leaves it untouched, as one arm.
+            advance: Told the number of answers done, for progress bars.
+        """
         ...
 
     def is_whole(self, record: Record) -> bool:
@@ -65,13 +70,11 @@ class SampledAnswers:
         self,
         checkpoint: Checkpoint,
         questions: Sequence[Prompt],
-        hook: str | None = None,
-        intervention: Intervention | None = None,
-        arms: int = 1,
+        steered: Steered | None = None,
         advance: Callable[[int], object] = lambda answers: None,
     ) -> list[list[Record]]:
         tokens = tokenize_prompts(questions, checkpoint.tokenizer)
-        sampled = sample_answers(checkpoint, tokens, self.sampling, hook, intervention, arms, advance)
+        sampled = sample_answers(checkpoint, tokens, self.sampling, steered, advance)
         return [[self._judged(q, texts) for q, texts in zip(questions, arm, strict=True)] for arm in sampled]
 
     def is_whole(self, record: Record) -> bool:

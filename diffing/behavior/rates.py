@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Num
 
+from activations.display import html_table
 from diffing.behavior.judge import Label
 from diffing.statistics.clustered import Tally, mean_interval, paired_difference
 from diffing.statistics.intervals import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Answers of each label; shares of one answer where a measure divides it between labels.
 LabelCounts = Num[np.ndarray, "question label"]
@@ -35,6 +40,17 @@ class BehaviorScores:
 
     def to_dict(self) -> dict[str, int | float]:
         return asdict(self)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row with a column for each rate."""
+        import pandas as pd
+
+        return pd.DataFrame([self.to_dict()])
+
+    def _repr_html_(self) -> str:
+        rates = self.to_dict()
+        caption = f"BehaviorScores of {rates.pop('answers'):,} answers; low and high bound harmful"
+        return html_table(caption, list(rates), [list(rates.values())])
 
 
 def count_labels(labels: Sequence[Sequence[Label]]) -> LabelCounts:

@@ -19,7 +19,7 @@ from activations.checkpoint import Checkpoint
 from activations.errors import UserError
 from activations.tokens import TokenBatch
 from diffing.behavior.config import SamplingConfig
-from diffing.steering.interventions import Intervention
+from diffing.steering.interventions import Steered
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -38,9 +38,7 @@ def sample_answers(
     checkpoint: Checkpoint,
     questions: TokenBatch,
     config: SamplingConfig,
-    hook: str | None = None,
-    intervention: Intervention | None = None,
-    arms: int = 1,
+    steered: Steered | None = None,
     advance: Callable[[int], object] = lambda answers: None,
 ) -> list[list[list[str]]]:
     """Samples answers to every question under every arm.
@@ -49,22 +47,21 @@ def sample_answers(
         checkpoint: The model that answers.
         questions: Prompts that end where the answer begins.
         config: How to sample.
-        hook: Where `intervention` acts.
-        intervention: One row for each arm; None leaves the model untouched.
-        arms: Number of arms.
+        steered: What is done to the model, arm by arm; None leaves it untouched, as one arm.
         advance: Told the number of answers done, for progress bars.
 
     Returns:
         Texts as [arm][question][sample], special tokens removed.
     """
+    arms = 1 if steered is None else steered.arms
     answers: list[list[list[str]]] = [[[] for _ in range(len(questions))] for _ in range(arms)]
     uniforms = torch.from_numpy(
         np.random.default_rng(config.seed).random((len(questions), config.samples, config.max_new_tokens))
     )
     for work in batches(questions, arms, max(1, config.batch_rows // config.samples)):
         prompts = torch.from_numpy(np.stack([questions.tokens[i] for i in work.prompts.tolist()])).long()
-        rows = intervention.take(work.arms) if intervention is not None else None
-        tokens = _generate(checkpoint, prompts, uniforms[work.prompts], config, hook, rows)
+        rows = steered.of(work.arms) if steered is not None else None
+        tokens = _generate(checkpoint, prompts, uniforms[work.prompts], config, rows)
         texts = checkpoint.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         for row, (arm, prompt) in enumerate(zip(work.arms.tolist(), work.prompts.tolist(), strict=True)):
             answers[arm][prompt] = [t.strip() for t in texts[row * config.samples : (row + 1) * config.samples]]
@@ -87,8 +84,7 @@ def _generate(
     prompts: Int[Tensor, "row pos"],
     uniforms: Float[Tensor, "row sample step"],
     config: SamplingConfig,
-    hook: str | None,
-    intervention: Intervention | None,
+    steered: Steered | None,
 ) -> Int[np.ndarray, "answer step"]:
     """Generated token ids, answers of one row next to each other; after the end of an answer, padding."""
     device = checkpoint.device
@@ -99,7 +95,7 @@ def _generate(
     repeated = torch.arange(rows, device=device).repeat_interleave(config.samples)
     generated = torch.full((len(repeated), config.max_new_tokens), pad, dtype=torch.long, device=device)
 
-    with _steered(checkpoint, hook, intervention):
+    with checkpoint.hooks(steered.hooks() if steered is not None else {}):
         output = checkpoint.forward(prompts, torch.ones_like(prompts), use_cache=True)
     cache: Any = output.past_key_values
     cache.batch_repeat_interleave(config.samples)
@@ -115,8 +111,7 @@ def _generate(
             cache.batch_select_indices(going)
             running, token = running[going], token[going]
         mask = torch.ones(len(running), length + step + 1, dtype=torch.long, device=device)
-        rows_now = intervention.take(repeated[running]) if intervention is not None else None
-        with _steered(checkpoint, hook, rows_now):
+        with checkpoint.hooks(steered.of(repeated[running]).hooks() if steered is not None else {}):
             output = checkpoint.forward(token[:, None], mask, past_key_values=cache, use_cache=True)
         logits = _last(output)
     return generated.cpu().numpy()
@@ -137,10 +132,6 @@ def _ends_and_pad(checkpoint: Checkpoint) -> tuple[Int[Tensor, "end"], int]:
 def _last(output: "CausalLMOutputWithPast") -> Float[Tensor, "row vocab"]:
     assert output.logits is not None
     return output.logits[:, -1]
-
-
-def _steered(checkpoint: Checkpoint, hook: str | None, intervention: Intervention | None):
-    return checkpoint.hooks({hook: intervention} if hook is not None and intervention is not None else {})
 
 
 def _inverse_cdf(logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, "row"]) -> Int[Tensor, "row"]:

@@ -15,7 +15,7 @@ from diffing.ranking.activation_means import activation_means
 
 
 def extract_directions(
-    stores: Mapping[str, ActivationSource], reference: str, hook: str, positions: Positions
+    stores: Mapping[str, ActivationSource], hook: str, reference: str, positions: Positions
 ) -> PersonaDirections:
     """Two directions for each persona: against `reference` and against the mean of all others.
 
@@ -25,8 +25,8 @@ def extract_directions(
     Args:
         stores: Persona -> activations of one model on that persona's prompts; the i-th prompts of all personas belong
             together (same question, another persona).
-        reference: The persona that all others are compared with.
         hook: Hook point of the activations.
+        reference: The persona that all others are compared with.
         positions: Those that enter each prompt's mean.
 
     Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -11,7 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from activations.artefact import finish_artefact, open_folder, publish, read_config
+from activations.display import html_table
 from activations.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TENSOR_FILE = "directions.safetensors"
 
@@ -47,6 +51,24 @@ class PersonaDirections:
                 f"Direction '{name}' is zero: it compares prompts with the same activations; choose others."
             )
         return vector / norm
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row for each direction: `direction`, `norm`, and `cosine_<direction>` with every direction."""
+        import pandas as pd
+
+        from diffing.directions.geometry import cosine_table
+
+        norms = {name: float(vector.norm()) for name, vector in self.vectors.items()}
+        table = pd.DataFrame({"direction": list(norms), "norm": list(norms.values())})
+        if not self.vectors:
+            return table
+        cosines = cosine_table(self.vectors).add_prefix("cosine_").reset_index(drop=True)
+        return pd.concat([table, cosines], axis=1)
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas()
+        caption = f"PersonaDirections: {len(table)} at {self.hook}"
+        return html_table(caption, list(table), table.astype(object).itertuples(index=False))
 
     def save(self, folder: str | Path, parents: Mapping[str, Path] | None = None, overwrite: bool = False) -> None:
         """Write the artefact folder.

@@ -25,6 +25,7 @@ from diffing.personality.config import ANSWERS, TraitPositions
 from diffing.positions import Positions
 from diffing.ranking.activation_means import activation_means
 from diffing.traits import judged_pairs
+from diffing.traits.pairs import JudgedAnswers
 from diffing.traits.prompts import TraitPrompts
 
 # Positions whose activations at all hooks are in memory at once.
@@ -220,12 +221,9 @@ def _kept(
     spoken = np.logical_and(_spoken(positive), _spoken(negative))
     if judge is None:
         return spoken, {"kept": int(spoken.sum()), "empty": int((~spoken).sum())}
-    scores, coherence = zip(
-        _scores(trait.name, trait.positive, positive, judge),
-        _scores(trait.name, trait.negative, negative, judge),
-        strict=True,
+    judged = judged_pairs(
+        _scores(trait.name, trait.positive, positive, judge), _scores(trait.name, trait.negative, negative, judge)
     )
-    judged = judged_pairs(*scores, *coherence)
     kept = np.zeros(spoken.size, dtype=bool)
     kept[judged.kept] = True
     return kept.reshape(spoken.shape), judged.counts
@@ -235,9 +233,7 @@ def _spoken(answers: Sequence[Sequence[str]]) -> Bool[np.ndarray, "pair sample"]
     return np.array([[bool(text) for text in texts] for texts in answers])
 
 
-def _scores(
-    trait: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], judge: TraitJudge
-) -> tuple[Float64[np.ndarray, "answer"], Float64[np.ndarray, "answer"]]:
+def _scores(trait: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], judge: TraitJudge) -> JudgedAnswers:
     """Scores of trait and coherence as `judged_pairs` takes them: NaN only where the judge gives none."""
     asked = [prompt for prompt, given in zip(prompts, texts, strict=True) for _ in given]
     answers = [text for given in texts for text in given]
@@ -246,4 +242,4 @@ def _scores(
         coherence = judge.coherence_scores(asked, answers)
     else:
         coherence = np.where(np.isnan(scores), 0.0, 100.0)
-    return np.where(coherence < COHERENT_FROM, 0.0, scores), coherence
+    return JudgedAnswers(np.where(coherence < COHERENT_FROM, 0.0, scores), coherence)

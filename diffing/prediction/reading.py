@@ -86,16 +86,16 @@ class Shifts:
 
 
 def read_model(
-    sae: SAE, hook: str, checkpoint: Checkpoint, base: Checkpoint, tokens: TokenBatch, config: HarvestConfig
+    sae: SAE, checkpoint: Checkpoint, base: Checkpoint, tokens: TokenBatch, hook: str, config: HarvestConfig
 ) -> ModelReading:
     """Reads prompts with a model; nothing but means over prompt tokens is kept.
 
     Args:
         sae: Encodes the activations.
-        hook: Hook point.
         checkpoint: The model.
         base: The model that KL compares it with; the same object for the base itself.
         tokens: The prompts.
+        hook: Hook point.
         config: How activations are computed.
 
     Raises:
@@ -105,7 +105,7 @@ def read_model(
     ids: list[str] = []
     activity: list[csr_array] = []
     activation: list[Tensor] = []
-    for block in prompt_blocks(sae, hook, {checkpoint.role: live}, "prompt"):
+    for block in prompt_blocks(sae, {checkpoint.role: live}, hook, "prompt"):
         means = block.means[checkpoint.role]
         ids += _with_rows(block.ids, means)
         activity.append(csr_array(means.activity.cpu().numpy()))

@@ -44,7 +44,7 @@ def residual_norm(store: ActivationSource, hook: str) -> float:
     Raises:
         UserError: if the store has no prompt tokens, or lacks the hook.
     """
-    total, rows, keep = 0.0, 0, rows_at("prompt", store)
+    total, rows, keep = 0.0, 0, rows_at(store, "prompt")
     for activations, index in store.chunks(hook):
         norms = activations[torch.from_numpy(keep(index))].double().norm(dim=1)
         total, rows = total + float(norms.sum()), rows + len(norms)
@@ -56,7 +56,7 @@ def residual_norm(store: ActivationSource, hook: str) -> float:
 def activation_means(store: ActivationSource, hook: str, positions: Positions) -> Float64[np.ndarray, "prompt d_model"]:
     """Mean stored activation over the chosen positions of each prompt; NaN where a prompt has none."""
     sums = _PromptSums(len(store.prompt_ids), store.d_model(hook), torch.device("cpu"))
-    keep = rows_at(positions, store)
+    keep = rows_at(store, positions)
     for activations, index in store.chunks(hook):
         mask = keep(index)
         sums.add(activations[torch.from_numpy(mask)], index["prompt"][mask])
@@ -72,7 +72,7 @@ def latent_means(
         UserError: if the SAE's d_model is not that of the stored activations.
     """
     sums = _PromptSums(len(store.prompt_ids), sae.W_dec.shape[0], sae.W_dec.device)
-    for _, encoded, index in encoded_rows(sae, store, hook, rows_at(positions, store)):
+    for _, encoded, index in encoded_rows(sae, store, hook, rows_at(store, positions)):
         sums.add(encoded, index["prompt"])
     return sums.means()
 
@@ -90,7 +90,7 @@ def reconstruction_means(
     """
     device = sae.W_dec.device
     activation, reconstruction = (_PromptSums(len(store.prompt_ids), store.d_model(hook), device) for _ in range(2))
-    for inputs, encoded, index in encoded_rows(sae, store, hook, rows_at(positions, store)):
+    for inputs, encoded, index in encoded_rows(sae, store, hook, rows_at(store, positions)):
         activation.add(inputs, index["prompt"])
         reconstruction.add(_decode(sae, encoded), index["prompt"])
     return activation.means(), reconstruction.means()

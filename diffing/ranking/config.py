@@ -56,3 +56,24 @@ class RankingConfig(BaseModel):
         default=1000, ge=0, description="Latents, the first by |t|, that get a sign-flip p (post-selection)."
     )
     stable_top: int = Field(default=10, ge=1, description="Places that `stability` counts over the resamples.")
+
+
+# Smallest change that counts as moved, as a share of the largest of any latent.
+MOVED_FROM = 0.01
+
+
+class InterferenceConfig(BaseModel):
+    """Which latent is steered, how strongly, and what counts as moved by it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latent: int = Field(description="Latent that is added.")
+    strength: float = Field(description="In mean residual norms; negative to subtract.")
+    positions: Positions = Field(
+        default="prompt",
+        description=f"Positions that are averaged within each prompt, and whose rows are counted: {POSITIONS_HELP}.",
+    )
+    moved_from: float = Field(
+        default=MOVED_FROM,
+        description="Smallest change that counts as moved, as a share (0-1) of the largest of any latent.",
+    )

@@ -126,7 +126,7 @@ def _prompt_peaks(
     sae: SAE, store: ActivationSource, hook: str, latents: Sequence[int]
 ) -> Float32[np.ndarray, "prompt latent"]:
     peaks = np.zeros((len(store.prompt_ids), len(latents)), dtype=np.float32)
-    for _, encoded, index in encoded_rows(sae, store, hook, rows_at("all", store)):
+    for _, encoded, index in encoded_rows(sae, store, hook, rows_at(store, "all")):
         np.maximum.at(peaks, index["prompt"], encoded[:, list(latents)].float().cpu().numpy())
     return peaks
 

@@ -6,16 +6,22 @@ A folder with `ranking.parquet` (which `pandas.read_parquet` opens by itself), `
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Shaped
 
 from activations.artefact import finish_artefact, open_folder, publish, read_config
+from activations.display import html_table
 from activations.errors import UserError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TABLE_FILE = "ranking.parquet"
+# Rows that a notebook shows.
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,34 @@ class FeatureRanking:
     def top(self, n: int) -> pd.DataFrame:
         """The `n` latents that shifted most, in either direction."""
         return self.table.nsmallest(n, "rank").reset_index(drop=True)
+
+    def plot(self, n: int = 20) -> "Figure":
+        """The shifts of the first `n` latents with their intervals, and those in the benign fine-tune where known."""
+        from matplotlib import pyplot as plt
+
+        table = self.top(n)
+        places = np.arange(len(table))
+        shift, low, high = (table[name].to_numpy(dtype=float) for name in ("shift", "low", "high"))
+        figure, axes = plt.subplots(figsize=(5.5, 1 + 0.22 * len(table)), layout="constrained")
+        plt.close(figure)  # it is shown by whoever gets it, and only once
+        axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+        axes.errorbar(
+            shift, places, xerr=[shift - low, high - shift], fmt="o", markersize=4, capsize=2, label="corrupted"
+        )
+        if "shift_benign" in table:
+            axes.plot(table["shift_benign"], places, "o", markersize=4, fillstyle="none", color="0.4", label="benign")
+            axes.legend(frameon=False)
+        axes.set_yticks(places, table["latent"].astype(str))
+        axes.invert_yaxis()
+        axes.set(xlabel="shift of the mean activity (bars: bootstrap interval over prompts)", ylabel="latent")
+        return figure
+
+    def _repr_html_(self) -> str:
+        method = self.config.get("ranking", {}).get("method", "shift")
+        wanted = ("rank", "latent", method, "shift", "low", "high", "q", "shift_benign", "exceeds_null", "causal")
+        table = self.top(SHOWN)[[name for name in dict.fromkeys(wanted) if name in self.table]]
+        caption = f"FeatureRanking: {len(table)} of {len(self.table):,} latents by |{method}|"
+        return html_table(caption, list(table), table.astype(object).itertuples(index=False))
 
     def with_columns(self, columns: Mapping[str, Shaped[np.ndarray, "latent"]]) -> "FeatureRanking":
         """A ranking with more columns; each array is indexed by latent (not by rank).

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from activations.errors import UserError
 from activations.source import ActivationSource
-from diffing.ranking.config import MOVED_FROM
 from diffing.directions.geometry import cosines, unit_rows
 from diffing.positions import Positions
+from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.prompt_blocks import require_width
 from diffing.row_filters import RowIndex, RowMask, rows_at
 from sae.encode import ActivePairs, encode_active
@@ -30,11 +30,8 @@ def interference(
     sae: SAE,
     store: ActivationSource,
     hook: str,
-    latent: int,
-    strength: float,
     residual_norm: float,
-    positions: Positions,
-    moved_from: float = MOVED_FROM,
+    config: InterferenceConfig,
     progress: bool = False,
 ) -> pd.DataFrame:
     """What adding `strength * residual_norm * u` to the rows does to every latent; u is the latent's unit decoder row.
@@ -45,11 +42,8 @@ def interference(
         sae: Encodes the activations.
         store: Activations of the model that is steered.
         hook: Hook point of the activations.
-        latent: The latent that is steered.
-        strength: Of steering, in residual norms; negative to subtract.
         residual_norm: Mean residual norm of the base at the hook over prompt tokens.
-        positions: Positions that are averaged within each prompt, and whose rows are counted.
-        moved_from: Smallest |change| that counts as moved, as a share (0-1) of the largest of any latent.
+        config: The latent, the strength, the positions, and what counts as moved.
         progress: Shows a bar.
 
     Returns:
@@ -69,25 +63,21 @@ def interference(
         UserError: if there is no such latent, its decoder row is zero, the vector to add is zero or not finite, the
             SAE's d_model does not fit, or no prompt has tokens at the positions.
     """
-    require_width(sae, hook, {store.name: store})
-    unit = _unit_row(sae, latent)
-    if not np.isfinite(strength * residual_norm) or strength * residual_norm == 0:
-        raise UserError(
-            f"Strength {strength} times residual norm {residual_norm} adds no finite vector; give both as finite "
-            "numbers other than zero."
-        )
-    keep = rows_at(positions, store)
-    weights = _row_weights(store, keep, positions)
-    counts = _Counts(sae.cfg.d_sae, latent, sae.device)
+    require_width(sae, {store.name: store}, hook)
+    unit = _unit_row(sae, config.latent)
+    vector = _length(config.strength, residual_norm) * unit
+    keep = rows_at(store, config.positions)
+    weights = _row_weights(store, keep, config.positions)
+    counts = _Counts(sae.cfg.d_sae, config.latent, sae.device)
     with tqdm(total=store.rows, unit=" rows", desc="steer", disable=not progress, leave=False) as bar:
         for activations, index in store.chunks(hook):
             mask = keep(index)
             rows = activations[torch.from_numpy(mask)].to(sae.device)
-            steered = rows + (strength * residual_norm * unit).to(rows)
+            steered = rows + vector.to(rows)
             weight = torch.from_numpy(weights[index["prompt"][mask]]).to(sae.device)
             counts.add(encode_active(sae, rows), encode_active(sae, steered), weight)
             bar.update(len(activations))
-    return _table(counts, sae, unit, moved_from)
+    return _table(counts, sae, unit, config.moved_from)
 
 
 class _Counts:
@@ -154,6 +144,16 @@ def _row_weights(
     if not rows.any():
         raise UserError(f"No prompt of {store.name} has tokens at the positions '{positions}'; choose other positions.")
     return 1 / (np.maximum(rows, 1) * np.count_nonzero(rows))
+
+
+def _length(strength: float, residual_norm: float) -> float:
+    length = strength * residual_norm
+    if not np.isfinite(length) or length == 0:
+        raise UserError(
+            f"Strength {strength} times residual norm {residual_norm} adds no finite vector; give both as finite "
+            "numbers other than zero."
+        )
+    return length
 
 
 def _unit_row(sae: SAE, latent: int) -> Float64[Tensor, "d_model"]:

@@ -12,8 +12,8 @@ from sae_lens import SAE
 from activations.artefact import finish_artefact, open_folder, publish, read_config
 from activations.errors import UserError
 from activations.source import ActivationSource
-from diffing.positions import Positions
-from diffing.ranking.interference import MOVED_FROM, interference
+from diffing.ranking.config import InterferenceConfig
+from diffing.ranking.interference import interference
 
 KIND = "interference"
 TABLE = "interference.parquet"
@@ -89,21 +89,13 @@ class Interference:
 
 
 def measure_interference(
-    sae: SAE,
-    store: ActivationSource,
-    hook: str,
-    latent: int,
-    strength: float,
-    positions: Positions,
-    norm: float,
-    moved_from: float = MOVED_FROM,
-    progress: bool = False,
+    sae: SAE, store: ActivationSource, hook: str, norm: float, config: InterferenceConfig, progress: bool = False
 ) -> Interference:
     """Adds a latent to a model's activations; strengths are in units of `norm`, a mean residual norm.
 
     Raises:
         UserError: as `interference` does.
     """
-    table = interference(sae, store, hook, latent, strength, norm, positions, moved_from, progress)
-    made = {"latent": latent, "strength": strength, "residual_norm": norm, "hook": hook, "positions": positions}
-    return Interference(table, {**made, "moved_from": moved_from, "tokens_hash": store.tokens_hash})
+    table = interference(sae, store, hook, norm, config, progress)
+    made = {**config.model_dump(), "residual_norm": norm, "hook": hook, "tokens_hash": store.tokens_hash}
+    return Interference(table, made)

@@ -68,8 +68,8 @@ class PromptBlock:
 
 def prompt_blocks(
     sae: SAE,
-    hook: str,
     stores: Mapping[str, ActivationSource],
+    hook: str,
     positions: Positions,
     further: Sequence[Positions] = (),
     progress: bool = False,
@@ -78,8 +78,8 @@ def prompt_blocks(
 
     Args:
         sae: Encodes all models' activations.
-        hook: Hook point.
         stores: Activations by model, all of the same prompts in the same order.
+        hook: Hook point.
         positions: Positions that are averaged within each prompt.
         further: Choices of positions of which only the mean over prompts is wanted.
         progress: Shows a bar.
@@ -89,10 +89,10 @@ def prompt_blocks(
             that of the activations.
     """
     first = next(iter(stores.values()))
-    require_width(sae, hook, stores)
+    require_width(sae, stores, hook)
     require_same_tokens(stores)
     keeps: dict[Positions, Callable[[RowIndex], RowMask]] = {
-        name: rows_at(name, first) for name in dict.fromkeys((positions, *further))
+        name: rows_at(first, name) for name in dict.fromkeys((positions, *further))
     }
     with tqdm(total=first.rows, unit=" rows", desc="encode", disable=not progress, leave=False) as bar:
         for number in range(first.shards):
@@ -100,15 +100,7 @@ def prompt_blocks(
             shards = {model: store.shard(number, hook) for model, store in stores.items()}
             for part in _whole_prompts(index, sae.cfg.d_sae):
                 here = _Rows.of({name: column[part] for name, column in index.items()}, first.prompt_ids, keeps)
-                means: dict[str, PromptMeans] = {}
-                sums: dict[Positions, dict[str, PositionSums]] = {name: {} for name in further}
-                for model, rows in shards.items():
-                    x = rows[part][here.wanted].float().to(sae.device)
-                    pairs = encode_active(sae, x)
-                    means[model] = _means(x, pairs, here, positions, sae.cfg.d_sae)
-                    for name in further:
-                        sums[name][model] = _sums(pairs, here, name, sae.cfg.d_sae)
-                yield PromptBlock(here.ids, means, sums)
+                yield _block(sae, {model: rows[part] for model, rows in shards.items()}, here, positions, further)
                 bar.update(part.stop - part.start)
 
 
@@ -147,6 +139,21 @@ class _Rows:
         return torch.bincount(self.prompt[self.masks[positions]], minlength=len(self.ids))
 
 
+def _block(
+    sae: SAE, rows: Mapping[str, Tensor], here: _Rows, positions: Positions, further: Sequence[Positions]
+) -> PromptBlock:
+    """Every model's rows of some whole prompts, encoded."""
+    means: dict[str, PromptMeans] = {}
+    sums: dict[Positions, dict[str, PositionSums]] = {name: {} for name in further}
+    for model, of_model in rows.items():
+        x = of_model[here.wanted].float().to(sae.device)
+        pairs = encode_active(sae, x)
+        means[model] = _means(x, pairs, here, positions, sae.cfg.d_sae)
+        for name in further:
+            sums[name][model] = _sums(pairs, here, name, sae.cfg.d_sae)
+    return PromptBlock(here.ids, means, sums)
+
+
 def require_same_tokens(stores: Mapping[str, ActivationSource]) -> None:
     """Checks that the prompts of all models can be paired.
 
@@ -162,7 +169,7 @@ def require_same_tokens(stores: Mapping[str, ActivationSource]) -> None:
             )
 
 
-def require_width(sae: SAE, hook: str, stores: Mapping[str, ActivationSource]) -> None:
+def require_width(sae: SAE, stores: Mapping[str, ActivationSource], hook: str) -> None:
     """Checks that an SAE fits the width of all models' activations.
 
     Raises:

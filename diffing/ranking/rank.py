@@ -7,7 +7,7 @@ says which one orders the table.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,38 +32,50 @@ from diffing.statistics.paired import Moments, Replicates
 _COMPARED: tuple[Positions, ...] = ("prompt", "last_prompt", "answer", "all")
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Activations that a ranking compares, all on identical tokens in the same order.
+
+    Attributes:
+        base: The base's on the evaluation prompts.
+        corrupted: The corrupted model's.
+        benign: A benign fine-tune's: the negative control.
+        null: Further benign fine-tunes by name (such as `benign` with other seeds): how far latents move in fine-tunes
+            that change nothing of interest. Only their mean shifts are computed.
+    """
+
+    base: ActivationSource
+    corrupted: ActivationSource
+    benign: ActivationSource | None = None
+    null: Mapping[str, ActivationSource] = field(default_factory=dict)
+
+    def stores(self) -> dict[str, ActivationSource]:
+        """All of them, by model."""
+        control = {"benign": self.benign} if self.benign is not None else {}
+        return {"base": self.base, "corrupted": self.corrupted, **control, **self.null}
+
+
 def rank_latents(
-    sae: SAE,
-    hook: str,
-    base: ActivationSource,
-    corrupted: ActivationSource,
-    config: RankingConfig,
-    benign: ActivationSource | None = None,
-    progress: bool = False,
-    null: Mapping[str, ActivationSource] | None = None,
+    sae: SAE, compared: Compared, hook: str, config: RankingConfig, progress: bool = False
 ) -> FeatureRanking:
     """Rank an SAE's latents by a change between two models on the same prompts, in one pass over the activations.
 
     Args:
         sae: Encodes all models' activations; usually trained on the base's.
+        compared: The two models' activations, and those of controls.
         hook: Hook point of the activations.
-        base: The base's activations on the evaluation prompts.
-        corrupted: The corrupted model's, on identical tokens in the same order.
         config: Method, positions, replicates, and which latents are tested.
-        benign: A benign fine-tune's, on identical tokens: the negative control.
         progress: Show a progress bar.
-        null: Further benign fine-tunes by name (such as `benign` with other seeds), on identical tokens: how far
-            latents move in fine-tunes that change nothing of interest. Only their mean shifts are computed.
 
     Raises:
         UserError: if the stores hold different tokens or another order, the SAE's d_model does not fit, or fewer than
             two prompts have tokens at the chosen positions.
     """
-    compared = {"corrupted": corrupted} | ({"benign": benign} if benign is not None else {})
-    stores = {"base": base, **compared, **(null or {})}
-    changes = {model: _Changes(sae.cfg.d_sae, sae.cfg.d_in, config) for model in compared}
-    further = {name: _Mean.of(sae.cfg.d_sae) for name in null or {}}
-    for block in prompt_blocks(sae, hook, stores, config.positions, _COMPARED, progress):
+    stores = compared.stores()
+    tested = ("corrupted", "benign") if compared.benign is not None else ("corrupted",)
+    changes = {model: _Changes(sae.cfg.d_sae, sae.cfg.d_in, config) for model in tested}
+    further = {name: _Mean.of(sae.cfg.d_sae) for name in compared.null}
+    for block in prompt_blocks(sae, stores, hook, config.positions, _COMPARED, progress):
         for model, change in changes.items():
             change.add(block.ids, block.means["base"], block.means[model])
             for place, sums in block.sums.items():
@@ -71,7 +83,7 @@ def rank_latents(
         for name, mean in further.items():
             _add_shift(mean, block.means["base"], block.means[name])
     found = changes["corrupted"]
-    _require_prompts(found, base, config.positions)
+    _require_prompts(found, compared.base, config.positions)
     columns = {"latent": np.arange(sae.cfg.d_sae), **found.columns(sae)}
     columns |= _benign_columns(columns["shift"], changes.get("benign"), further)
     if config.method not in columns:

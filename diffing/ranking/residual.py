@@ -11,7 +11,7 @@ from diffing.ranking.prompt_blocks import require_same_tokens
 
 
 def unexplained_difference(
-    sae: SAE, hook: str, base: ActivationSource, corrupted: ActivationSource, positions: Positions
+    sae: SAE, base: ActivationSource, corrupted: ActivationSource, hook: str, positions: Positions
 ) -> float:
     """Share of the models' mean difference that stays in the latents' residual.
 
@@ -21,9 +21,9 @@ def unexplained_difference(
 
     Args:
         sae: The SAE whose latents are ranked.
-        hook: Hook point of the activations.
         base: The base's activations.
         corrupted: The corrupted model's, on identical tokens.
+        hook: Hook point of the activations.
         positions: Positions that are averaged within each prompt.
 
     Raises:

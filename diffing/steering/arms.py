@@ -13,7 +13,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
-from diffing.steering.config import Operation
+from diffing.steering.config import ControlsConfig, Operation
 
 Kind = Literal["untouched", "latent", "latent_set", "direction", "isotropic", "covariance", "decoder_row"]
 CONTROL_KINDS: tuple[Kind, ...] = ("isotropic", "covariance", "decoder_row")
@@ -71,24 +71,20 @@ def control_arms(
     ranking: pd.DataFrame,
     activations: Float[Tensor, "rows d_model"],
     treated: int | None,
-    top: int,
-    each: int,
-    seed: int,
+    config: ControlsConfig,
 ) -> list[Arm]:
-    """`each` controls of every kind: isotropic, with the activations' covariance, decoder rows of similar activity.
+    """Controls of every kind: isotropic, with the activations' covariance, decoder rows of similar activity.
 
     Args:
         sae: Where decoder rows come from.
         ranking: The table of the ranking.
         activations: The base's activations, for the covariance.
         treated: The latent whose mean activity the decoder rows should match (None: the first of the ranking).
-        top: Latents up to this rank are treatments and never controls.
-        each: Controls of each kind.
-        seed: Seed of the random ones.
+        config: How many, with which seed, and which latents are treatments.
     """
-    isotropic = isotropic_directions(activations.shape[1], each, seed).float()
-    covariance = covariance_directions(activations, each, seed).float()
-    similar = _similar_latents(ranking, treated, top, each)
+    isotropic = isotropic_directions(activations.shape[1], config.each, config.seed).float()
+    covariance = covariance_directions(activations, config.each, config.seed).float()
+    similar = _similar_latents(ranking, treated, config.top, config.each)
     return [
         *(Arm(f"isotropic {i}", "isotropic", v) for i, v in enumerate(isotropic)),
         *(Arm(f"covariance {i}", "covariance", v) for i, v in enumerate(covariance)),

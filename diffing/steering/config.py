@@ -19,6 +19,21 @@ class Operation(StrEnum):
 
 
 @dataclass(frozen=True)
+class ControlsConfig:
+    """Which controls a treatment is compared with.
+
+    Attributes:
+        top: Latents up to this rank are treatments and never controls.
+        each: Controls of each kind.
+        seed: Seed of the random ones.
+    """
+
+    top: int
+    each: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class ProofConfig:
     """How strengths are found, and budgets.
 

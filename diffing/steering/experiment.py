@@ -19,7 +19,7 @@ from diffing.behavior.measure import Behavior, Record
 from diffing.behavior.rates import LabelCounts, score
 from diffing.steering.arms import Cell
 from diffing.steering.config import Operation
-from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention
+from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention, Steered
 
 CELLS_AT_ONCE = 32
 _Key = tuple[str, str, float]
@@ -85,7 +85,9 @@ def run_cells(
         for group in _groups(cells, missing):
             chosen = [cells[i] for i in group]
             intervention = _builder(chosen[0])(chosen, bench)
-            observed = behavior.observe(checkpoint, questions, bench.hook, intervention, len(group), bar.update)
+            observed = behavior.observe(
+                checkpoint, questions, Steered(bench.hook, intervention, len(group)), bar.update
+            )
             for cell, records in zip(chosen, observed, strict=True):
                 _write(transcripts, {"model": checkpoint.role, "half": half.name, **_key_fields(cell)}, half, records)
                 done[_key(cell)] = behavior.counts(records)

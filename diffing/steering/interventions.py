@@ -26,6 +26,29 @@ class Intervention(Protocol):
 
 
 @dataclass(frozen=True)
+class Steered:
+    """An intervention at a hook, under several arms at once.
+
+    Attributes:
+        hook: Where it acts.
+        intervention: One row for each arm.
+        arms: Number of arms.
+    """
+
+    hook: str
+    intervention: Intervention
+    arms: int = 1
+
+    def of(self, arms: Int[Tensor, "row"]) -> "Steered":
+        """The same for a batch whose rows belong to these arms (arms may repeat)."""
+        return Steered(self.hook, self.intervention.take(arms), len(arms))
+
+    def hooks(self) -> dict[str, Intervention]:
+        """What `Checkpoint.hooks` takes."""
+        return {self.hook: self.intervention}
+
+
+@dataclass(frozen=True)
 class Add:
     """Adds each row's vector at every position; a zero vector leaves the row untouched."""
 

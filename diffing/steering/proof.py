@@ -52,14 +52,42 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """What is steered with.
+
+    Attributes:
+        latents: Latents, largest absolute shift first.
+        directions: Dense directions, the one that headlines first.
+        controls: Makes the controls for a treated latent (None: no latent is causal).
+    """
+
+    latents: Sequence[Arm]
+    directions: Sequence[Arm]
+    controls: Callable[[int | None], Sequence[Arm]]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Latents and directions."""
+        return [*self.latents, *self.directions]
+
+
+@dataclass(frozen=True)
 class Pair:
-    """The two models under one experiment; `run` samples and judges cells."""
+    """The two models under one experiment; `run` samples and judges cells.
+
+    Attributes:
+        bench: Hook, judge, dictionary, sampling.
+        base: Model that the latents are added to.
+        corrupted: Model that they are subtracted from and ablated in.
+        folder: Transcripts go here; cells that it holds already are not sampled again.
+        progress: Whether to show progress bars.
+    """
 
     bench: Bench
     base: Checkpoint
     corrupted: Checkpoint
     folder: Path
-    progress: bool
+    progress: bool = True
 
     def run(self, checkpoint: Checkpoint, half: Half, cells: Sequence[Cell]) -> list[CellResult]:
         transcripts = self.folder / f"{checkpoint.role}_{half.name}.jsonl"
@@ -101,43 +129,24 @@ class Pair:
         return sorted(found, key=lambda r: r.cell.strength)
 
 
-def prove(
-    bench: Bench,
-    base: Checkpoint,
-    corrupted: Checkpoint,
-    latents: Sequence[Arm],
-    directions: Sequence[Arm],
-    controls: Callable[[int | None], Sequence[Arm]],
-    selection: Half,
-    reporting: Half,
-    config: ProofConfig,
-    folder: Path,
-    progress: bool = True,
-) -> Proof:
+def prove(pair: Pair, candidates: Candidates, selection: Half, reporting: Half, config: ProofConfig) -> Proof:
     """Runs the experiment.
 
     Args:
-        bench: Hook, judge, dictionary, sampling.
-        base: Model that the latents are added to.
-        corrupted: Model that they are subtracted from and ablated in.
-        latents: Latents to steer, largest absolute shift first.
-        directions: Dense directions, the one that headlines first.
-        controls: Makes the controls for a treated latent (None: no latent is causal).
+        pair: The two models, how behaviour is measured, and where transcripts go.
+        candidates: Latents and directions to steer with, and their controls.
         selection: Questions that strengths are chosen on.
         reporting: Questions that the headline comes from.
         config: How strengths are found, and budgets.
-        folder: Transcripts go here; cells that it holds already are not sampled again.
-        progress: Whether to show progress bars.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pair = Pair(bench, base, corrupted, folder, progress)
+    pair.folder.mkdir(parents=True, exist_ok=True)
+    base, corrupted, arms = pair.base, pair.corrupted, candidates.arms
     still = [untouched(base.d_model)]
     plain_base, plain_corrupted = (pair.run(model, selection, still) for model in (base, corrupted))
     if not misbehaves(plain_corrupted[0], plain_base[0]):
         plain = [(pair.run(m, h, still), m, h) for m in (base, corrupted) for h in (selection, reporting)]
         return Proof(None, (), _joined(plain), pd.DataFrame(), {})
 
-    arms = [*latents, *directions]
     ablated = pair.run(corrupted, selection, [Cell(arm, Operation.ABLATE) for arm in arms])
     in_base = plain_base + pair.search(base, selection, arms, Operation.ADD, config.induce_budget, config)
     in_corrupted = [
@@ -148,8 +157,9 @@ def prove(
     evidence = weigh(arms, in_base, in_corrupted, config.induce_budget, config.repair_budget)
     toxic = toxic_latent([e for e in evidence if e.arm.kind == "latent"])
 
-    control_arms = controls(toxic.latent if toxic else None)
-    reported_base, reported_corrupted = _report(pair, reporting, evidence, toxic, control_arms, config)
+    controls = candidates.controls(toxic.latent if toxic else None)
+    reported_base, reported_corrupted = _report(pair, reporting, evidence, toxic, controls, config)
+    directions = candidates.directions
     treated = ({"latent": toxic.arm} if toxic else {}) | ({"direction": directions[0]} if directions else {})
     headline = _headline(treated, reported_base, Operation.ADD, "induce")
     headline |= _headline(treated, reported_corrupted, Operation.SUBTRACT, "repair")

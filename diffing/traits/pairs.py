@@ -38,40 +38,56 @@ class JudgedPairs:
     counts: dict[str, int]
 
 
-def judged_pairs(
-    positive_trait: Real[np.ndarray, "_"],
-    negative_trait: Real[np.ndarray, "_"],
-    positive_coherence: Real[np.ndarray, "_"],
-    negative_coherence: Real[np.ndarray, "_"],
-    *,
-    positive_from: float = 50.0,
-    negative_below: float = 50.0,
-    coherence_from: float = 50.0,
-) -> JudgedPairs:
-    """The pairs whose positive answer shows the trait and whose negative answer does not, both coherent.
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """A judge's scores (0-100, NaN: none) of the answers under the system prompts of one pole.
 
-    Thresholds as published (Chen et al. 2025, arXiv 2507.21509: positive >= 50, negative < 50, coherence >= 50).
+    Attributes:
+        trait: How much of the trait each answer shows [pair].
+        coherence: How coherent each is [pair].
+    """
 
-    Args:
-        positive_trait: Judge's trait score (0-100, NaN: none) of the answers under positive system prompts [pair].
-        negative_trait: The same of the answers with the same index under negative ones [pair].
-        positive_coherence: Coherence score (0-100, NaN: none) of the positive answers [pair].
-        negative_coherence: Coherence score of the negative answers [pair].
+    trait: Real[np.ndarray, "_"]
+    coherence: Real[np.ndarray, "_"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Which scores show the contrast; by default as published (Chen et al. 2025, arXiv 2507.21509).
+
+    Attributes:
         positive_from: Least trait score of a positive answer.
         negative_below: The trait score of a negative answer is less than this.
         coherence_from: Least coherence score of either answer.
+    """
+
+    positive_from: float = 50.0
+    negative_below: float = 50.0
+    coherence_from: float = 50.0
+
+
+PUBLISHED = Thresholds()
+
+
+def judged_pairs(positive: JudgedAnswers, negative: JudgedAnswers, thresholds: Thresholds = PUBLISHED) -> JudgedPairs:
+    """The pairs whose positive answer shows the trait and whose negative answer does not, both coherent.
+
+    Args:
+        positive: Scores of the answers under positive system prompts.
+        negative: Scores of the answers with the same index under negative ones.
+        thresholds: Which scores count.
 
     Raises:
         UserError: if the arrays differ in length or a score is not within 0-100.
     """
-    scores = (positive_trait, negative_trait, positive_coherence, negative_coherence)
+    scores = (positive.trait, negative.trait, positive.coherence, negative.coherence)
     _require_scores(scores)
     ends = {
         "unscored": np.isnan(scores).any(0),
-        "incoherent": np.minimum(positive_coherence, negative_coherence) < coherence_from,
-        "weak_positive": positive_trait < positive_from,
-        "strong_negative": negative_trait >= negative_below,
-        "kept": np.ones(len(positive_trait), dtype=bool),
+        "incoherent": np.minimum(positive.coherence, negative.coherence) < thresholds.coherence_from,
+        "weak_positive": positive.trait < thresholds.positive_from,
+        "strong_negative": negative.trait >= thresholds.negative_below,
+        "kept": np.ones(len(positive.trait), dtype=bool),
     }
     end = np.argmax(list(ends.values()), axis=0)
     counts = {name: int((end == number).sum()) for number, name in enumerate(ends)}

@@ -65,13 +65,13 @@ class Trait(BaseModel):
     @model_validator(mode="after")
     def _questions_differ(self) -> "Trait":
         seen: dict[str, str] = {}
-        for key in ("extraction_questions", "evaluation_questions"):
-            for question in getattr(self, key):
-                plain = same_question(question)
-                if plain in seen:
-                    where = f"twice in {key}" if seen[plain] == key else f"in both {seen[plain]} and {key}"
-                    raise ValueError(f"the question '{question}' is {where}; keep one")
-                seen[plain] = key
+        keys = ("extraction_questions", "evaluation_questions")
+        for key, question in [(name, question) for name in keys for question in getattr(self, name)]:
+            plain = same_question(question)
+            if plain in seen:
+                where = f"twice in {key}" if seen[plain] == key else f"in both {seen[plain]} and {key}"
+                raise ValueError(f"the question '{question}' is {where}; keep one")
+            seen[plain] = key
         return self
 
 

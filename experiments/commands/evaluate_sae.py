@@ -37,10 +37,10 @@ def evaluate_on_models(request: EvaluateRequest) -> SAEEvaluation:
     sources = _fitting_sources(sae, hook, checkpoints, tokens)
     if request.out is not None:
         open_folder(request.out, request.overwrite)
-    metrics = {role: evaluate_sae(sae, sources[role], hook, checkpoints[role], tokens, progress) for role in sources}
+    metrics = {role: evaluate_sae(sae, checkpoints[role], sources[role], tokens, hook, progress) for role in sources}
     residual = None
     if "corrupted" in sources:
-        residual = unexplained_difference(sae, hook, sources["base"], sources["corrupted"], "all")
+        residual = unexplained_difference(sae, sources["base"], sources["corrupted"], hook, "all")
     found = SAEEvaluation(metrics["base"], metrics.get("corrupted"), decoder_cosines(sae), residual)
     if request.out is not None:
         names = {role: checkpoint.name for role, checkpoint in checkpoints.items()}

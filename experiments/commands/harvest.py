@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from activations.checkpoint import load_checkpoint, require_same_tokenizer
-from activations.harvesting import batch_tokens_for, harvest_share
+from activations.harvesting import Share, batch_tokens_for, harvest_share
 from activations.prompt_files import load_prompts, stream_texts
 from activations.store import ActivationStore
 from activations.token_files import load_tokens
@@ -46,7 +46,9 @@ def harvest_models(request: HarvestRequest) -> dict[str, ActivationStore | None]
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     progress = not request.quiet and rank == 0
     return {
-        checkpoint.role: harvest_share(checkpoint, tokens, config, request.out / checkpoint.role, rank, ranks, progress)
+        checkpoint.role: harvest_share(
+            checkpoint, tokens, config, request.out / checkpoint.role, Share(rank, ranks), progress
+        )
         for checkpoint in checkpoints
     }
 

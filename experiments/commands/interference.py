@@ -10,13 +10,14 @@ from activations.artefact import open_folder
 from activations.device import require_device
 from activations.store import ActivationStore
 from diffing.ranking.activation_means import residual_norm
+from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.interference_table import EXPECTED, Interference, measure_interference
 from sae.storage import load_sae, own_hook
 
 SHOWN = ("change", "cosine", "overlap", "active_rows", "co_active_rows", "expected_rows")
 
 
-def interference_of_store(request: InterferenceRequest) -> Interference:
+def interference_of_store(request: InterferenceRequest, config: InterferenceConfig) -> Interference:
     """The interference of a latent of any SAE in any store of activations.
 
     Raises:
@@ -29,17 +30,7 @@ def interference_of_store(request: InterferenceRequest) -> Interference:
         open_folder(request.out, request.overwrite)
     hook = request.hook or own_hook(sae, request.sae)
     norm = residual_norm(store, hook)
-    found = measure_interference(
-        sae,
-        store,
-        hook,
-        request.latent,
-        request.strength,
-        request.positions,
-        norm,
-        request.moved_from,
-        not request.quiet,
-    )
+    found = measure_interference(sae, store, hook, norm, config, not request.quiet)
     if request.out is not None:
         found.save(request.out, {"activations": request.store}, request.overwrite)
     return found

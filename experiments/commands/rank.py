@@ -9,7 +9,7 @@ from activations.store import ActivationStore
 from diffing import FeatureRanking
 from diffing.ranking.agreement import method_agreement
 from diffing.ranking.config import RankingConfig
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, own_hook
 
@@ -31,9 +31,8 @@ def rank_stores(request: RankRequest, config: RankingConfig) -> FeatureRanking:
         warnings.warn(warning, stacklevel=2)
     open_folder(request.out, request.overwrite)
     further = {model: stores[model] for model in null}
-    ranking = rank_latents(
-        sae, hook, stores["base"], stores["corrupted"], config, stores.get("benign"), not request.quiet, further
-    )
+    compared = Compared(stores["base"], stores["corrupted"], stores.get("benign"), further)
+    ranking = rank_latents(sae, compared, hook, config, not request.quiet)
     ranking.save(request.out, folders | null, request.overwrite)
     return ranking
 

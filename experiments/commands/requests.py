@@ -6,8 +6,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from activations.config import CheckpointConfig, HarvestConfig, StoreDtype
-from diffing.positions import Positions
-from diffing.ranking.config import MOVED_FROM
 from experiments.output.tracking import Mode
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -172,15 +170,7 @@ class InterferenceRequest(Request):
 
     sae: str = Field(description=_SAE)
     store: Path = Field(description="Store of the activations of the model that is steered.")
-    latent: int = Field(description="Latent that is added.")
-    strength: float = Field(description="In mean residual norms of the store's prompt tokens; negative to subtract.")
     hook: str | None = Field(default=None, description="Hook point (default: the one that the SAE names).")
-    positions: Positions = Field(
-        default="prompt", description="Tokens averaged: prompt, prompt_end, last_prompt, answer or all."
-    )
-    moved_from: float = Field(
-        default=MOVED_FROM, gt=0, le=1, description="Smallest change that counts, as a share of the largest."
-    )
     out: Path | None = Field(default=None, description="Folder for the table (default: nothing is written).")
     device: str = Field(default="cpu", description="Torch device.")
     top: int = Field(default=10, ge=1, description="Latents to print.")

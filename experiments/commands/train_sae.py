@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from activations.artefact import CONFIG
 from activations.device import require_device
@@ -26,6 +25,7 @@ from sae.storage import save_sae
 from sae.training.checkpoint import remove_state
 from sae.training.config import OURS, Log, TrainConfig
 from sae.training.ranks import join_ranks
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import Job, train_sae, train_saes
 
@@ -69,12 +69,12 @@ def _train(request: TrainRequest, jobs: Mapping[str, Job], log: Log) -> None:
     shares = dict(zip(sources, request.share, strict=True)) if request.share else None
     data = TrainingData(sources, request.seed[0], shares)
     ours = {name: job for name, job in waiting.items() if job.config.architecture in OURS}
-    settings: dict[str, Any] = {"log": log, "progress": progress, "device": device}
-    trained = train_saes(data, ours, checkpoints=out / "state", ranks=ranks, **settings) if ours else {}
+    setup = TrainingSetup(device, log, progress, checkpoints=out / "state", ranks=ranks)
+    trained = train_saes(data, ours, setup) if ours else {}
     if not ranks.is_first:
         return
     theirs = {name: job for name, job in waiting.items() if name not in ours}
-    trained |= {name: train_sae(data, job.hook, job.config, **settings) for name, job in theirs.items()}
+    trained |= {name: train_sae(data, job.hook, job.config, setup) for name, job in theirs.items()}
     model = str(next(iter(sources.values())).config.get("model", "unknown"))
     for name, sae in trained.items():
         shutil.rmtree(out / name, ignore_errors=True)  # with overwrite: the earlier one

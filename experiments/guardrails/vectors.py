@@ -124,7 +124,7 @@ def persona_source(lab: Lab) -> NamedDirection:
     assert settings is not None
     stores = {name: lab.read(lab.base, load_prompts(path)) for name, path in lab.run.config.prompts.personas.items()}
     units = {
-        hook: extract_directions(stores, settings.reference, hook, settings.steer_positions).unit(settings.steer)
+        hook: extract_directions(stores, hook, settings.reference, settings.steer_positions).unit(settings.steer)
         for hook in lab.hooks
     }
     return NamedDirection(PERSONA, "", PERSONA, units)

@@ -12,7 +12,8 @@ from activations.checkpoint import Checkpoint
 from diffing.behavior.rates import score
 from diffing.directions.decompose import decompose
 from diffing.directions.geometry import unit_rows
-from diffing.steering.arms import Arm, Cell, Operation, untouched
+from diffing.steering.arms import Arm, Cell, untouched
+from diffing.steering.config import Operation
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
 from diffing.steering.latent_sets import Parts, random_sets
 from diffing.steering.verdict import repaired

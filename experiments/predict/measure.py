@@ -115,7 +115,7 @@ class Measurements:
     def _read(self, model: Checkpoint) -> ModelReading:
         base = self._base_model
         tokens = self.run.ranking_tokens(base)
-        return read_model(self.sae, self.run.config.hook, model, base, tokens, self.run.harvesting())
+        return read_model(self.sae, model, base, tokens, self.run.config.hook, self.run.harvesting())
 
     def _load(self, checkpoint: CheckpointConfig, role: str) -> Checkpoint:
         model = load_checkpoint(checkpoint.placed(self.run.config.device, self.run.config.dtype), role)

@@ -22,10 +22,11 @@ from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.positions import Positions
+from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.examples import LatentExample, load_examples, save_examples, top_examples
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.interference_table import Interference, measure_interference
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 from diffing.ranking.residual import unexplained_difference
 from diffing.steering.proof import Proof
 from experiments.names import BASE, BENIGN, CORRUPTED
@@ -41,6 +42,7 @@ from sae.evaluation import SAEEvaluation
 from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, require_fit, save_sae
 from sae.training.checkpoint import remove_state
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
@@ -205,9 +207,8 @@ def _train(run: RunState, folder: Path) -> "SAE":
     def log(name: str, metrics: Mapping[str, float]) -> None:
         run.tracker.log(name, metrics, step=int(metrics["step"]))
 
-    settings = {"log": log, "progress": run.progress, "device": config.device}
     state = run.out.folder / "sae_training"
-    sae = train_sae(data, config.hook, training, checkpoints=state, **settings)
+    sae = train_sae(data, config.hook, training, TrainingSetup(config.device, log, run.progress, checkpoints=state))
     save_sae(sae, folder, config.hook, run.base.config.model, training.model_dump(), parents(**data.sources))
     remove_state(state)
     return load_sae(folder, config.device)
@@ -227,10 +228,10 @@ def measure_sae(run: RunState) -> None:
         # Read this once only, so not worth a store.
         corrupted = LiveActivations(run.models[CORRUPTED], tokens, harvest_settings(run.config))
         found = SAEEvaluation(
-            base=evaluate_sae(run.sae, text, hook, run.base, tokens, run.progress),
-            corrupted=evaluate_sae(run.sae, corrupted, hook, run.models[CORRUPTED], tokens, run.progress),
+            base=evaluate_sae(run.sae, run.base, text, tokens, hook, run.progress),
+            corrupted=evaluate_sae(run.sae, run.models[CORRUPTED], corrupted, tokens, hook, run.progress),
             decoder=decoder_cosines(run.sae),
-            difference_residual=unexplained_difference(run.sae, hook, before, after, run.config.ranking.positions),
+            difference_residual=unexplained_difference(run.sae, before, after, hook, run.config.ranking.positions),
         )
         found.save(folder, {"hook": hook}, parents(activations=text, ranking_base=before, ranking_corrupted=after))
         return found
@@ -264,7 +265,7 @@ def _extract(run: RunState, positions: Positions, named: str, kind: str) -> dict
         folder = run.out.folder / kind / role
 
         def build(personas=personas, folder=folder) -> PersonaDirections:
-            made = extract_directions(personas, reference, run.config.hook, positions)
+            made = extract_directions(personas, run.config.hook, reference, positions)
             made.save(folder, parents(**personas), overwrite=True)
             return made
 
@@ -296,7 +297,7 @@ def rank(run: RunState) -> None:
 
         def build(role=role, folder=folder) -> FeatureRanking:
             benign = at.get(BENIGN) if role == CORRUPTED else None
-            made = rank_latents(run.sae, run.config.hook, at[BASE], at[role], settings, benign, null=null)
+            made = rank_latents(run.sae, Compared(at[BASE], at[role], benign, null), run.config.hook, settings)
             made = made.with_columns(columns)
             made.save(folder, parents(**at, **null), overwrite=True)
             return made
@@ -387,9 +388,8 @@ def find_interference(run: RunState) -> None:
     text, folder = run.stores[BASE, "sae_held_out"], run.out.folder / "interference"
 
     def build() -> Interference:
-        found = measure_interference(
-            run.sae, text, run.config.hook, latent, strength, "all", run.residual_norm, progress=run.progress
-        )
+        added = InterferenceConfig(latent=latent, strength=strength, positions="all")
+        found = measure_interference(run.sae, text, run.config.hook, run.residual_norm, added, run.progress)
         found.save(folder, parents(activations=text), overwrite=True)
         return found
 

@@ -13,9 +13,9 @@ from activations.prompt_files import load_prompts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
-from diffing.steering.config import ProofConfig
+from diffing.steering.config import ControlsConfig, ProofConfig
 from diffing.steering.experiment import Bench, Half
-from diffing.steering.proof import Proof, prove
+from diffing.steering.proof import Candidates, Pair, Proof, prove
 from experiments.names import REPORTING, SELECTION
 from experiments.run.behavior import make_behavior
 from experiments.run.config import RunConfig
@@ -57,22 +57,22 @@ class Steering:
         assert settings is not None
         named = config.directions.steer if config.directions else ""
         mean = self.activations.mean(0)
-        return prove(
-            Bench(config.hook, self.residual_norm, self.sae, make_behavior(config)),
-            self.base,
-            corrupted,
+        controls = ControlsConfig(top=settings.top, each=settings.controls, seed=config.seed)
+        candidates = Candidates(
             latent_arms(self.sae, table, settings.top),
             [direction_arm(f"{named} ({role})", made.unit(named), mean) for role, made in self.steered.items()],
-            lambda latent: control_arms(
-                self.sae, table, self.activations, latent, settings.top, settings.controls, config.seed
-            ),
+            lambda latent: control_arms(self.sae, table, self.activations, latent, controls),
+        )
+        bench = Bench(config.hook, self.residual_norm, self.sae, make_behavior(config))
+        strengths = ProofConfig(
+            settings.strongest, settings.halvings, settings.induce_budget, settings.repair_budget, settings.claims
+        )
+        return prove(
+            Pair(bench, self.base, corrupted, folder, progress),
+            candidates,
             _half(SELECTION, config.prompts.selection),
             _half(REPORTING, config.prompts.reporting),
-            ProofConfig(
-                settings.strongest, settings.halvings, settings.induce_budget, settings.repair_budget, settings.claims
-            ),
-            folder,
-            progress,
+            strengths,
         )
 
 

@@ -90,7 +90,7 @@ class Measures:
         run = self.base.run
         live = LiveActivations(model, run.ranking_tokens(model), run.harvesting())
         rows: dict[str, Tensor] = {}
-        for block in prompt_blocks(self.base.sae, self.base.hook, {"model": live}, "prompt"):
+        for block in prompt_blocks(self.base.sae, {"model": live}, self.base.hook, "prompt"):
             means = block.means["model"]
             pairs = torch.stack([means.activity[:, run.toxic], means.activation @ self.direction], 1)
             rows |= dict(zip(block.ids, pairs.cpu(), strict=True))

@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activations.errors import UserError
-from sae.training.config import LOG_EVERY, Log, TrainConfig
+from sae.training.config import LOG_EVERY, TrainConfig
 from sae.training.export import activity_threshold
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 
 if TYPE_CHECKING:
@@ -22,14 +23,7 @@ if TYPE_CHECKING:
     from sae_lens.training.sae_trainer import SAETrainer
 
 
-def train_with_sae_lens(
-    data: TrainingData,
-    hook: str,
-    config: TrainConfig,
-    log: Log | None = None,
-    progress: bool = True,
-    device: str = "cpu",
-) -> "SAE":
+def train_with_sae_lens(data: TrainingData, hook: str, config: TrainConfig, setup: TrainingSetup) -> "SAE":
     """Trains one SAE on our batches with sae-lens's trainer; it cannot resume.
 
     Activations are scaled to a mean norm of sqrt(d_model), the decoder starts with unit rows, and the scale is folded
@@ -39,16 +33,16 @@ def train_with_sae_lens(
     Raises:
         UserError: if `options` has a field that the architecture's config in sae-lens lacks, or a wrong value.
     """
-    sample = data.sample(hook).to(device)
-    batches = data.batches(hook, config.batch, device=device)
+    sample = data.sample(hook).to(setup.device)
+    batches = data.batches(hook, config.batch, device=setup.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        trainer = _trainer(config, sample, batches, device)
-        for step in tqdm(range(config.steps), desc=f"training {config.architecture} SAE", disable=not progress):
+        trainer = _trainer(config, sample, batches, setup.device)
+        for step in tqdm(range(config.steps), desc=f"training {config.architecture} SAE", disable=not setup.progress):
             output = trainer.step(next(batches))
             trainer.n_training_steps += 1
-            if log is not None and (step % LOG_EVERY == 0 or step == config.steps - 1):
-                log("sae", _metrics(trainer, output, step))
+            if setup.log is not None and (step % LOG_EVERY == 0 or step == config.steps - 1):
+                setup.log("sae", _metrics(trainer, output, step))
     trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor or 1.0)
     return _inference(trainer, config, sample)
 

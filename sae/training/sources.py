@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from activations.errors import UserError
+from activations.shuffle import Shuffle
 from activations.source import ActivationSource
 
 SAMPLE_ROWS = 65536
@@ -60,7 +61,7 @@ class TrainingData:
         with ExitStack() as stack:
             parts = [
                 stack.enter_context(
-                    closing(source.batches(hook, rows, self.seed, start=start, device=device, reuse=True))  # pyright: ignore[reportArgumentType]
+                    closing(source.batches(hook, rows, Shuffle(self.seed), start=start, device=device, reuse=True))  # pyright: ignore[reportArgumentType]
                 )
                 for source, rows in zip(self.sources.values(), self.rows_of_each(batch), strict=True)
             ]

@@ -3,8 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,11 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from activations.errors import UserError
-from sae.training.checkpoint import DEFAULT_SECONDS, TrainingCheckpoint
+from sae.training.checkpoint import TrainingCheckpoint
 from sae.training.config import LOG_EVERY, OURS, Log, TrainConfig
 from sae.training.engine import Normalisation, Trainer
 from sae.training.export import to_sae_lens
-from sae.training.ranks import ALONE, Ranks
+from sae.training.ranks import Ranks
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 
 if TYPE_CHECKING:
@@ -33,66 +33,59 @@ class Job:
     config: TrainConfig
 
 
-def train_sae(data: TrainingData, hook: str, config: TrainConfig, **settings: Any) -> "SAE":
+def train_sae(
+    data: TrainingData,
+    hook: str,
+    config: TrainConfig,
+    setup: TrainingSetup = TrainingSetup(),  # noqa: B008 (frozen)
+) -> "SAE":
     """`train_saes` with one SAE, of any architecture.
 
-    Architectures that are not our engine's go to sae-lens's trainer, which takes of `settings` only `log`,
-    `progress` and `device`: it can neither resume nor share its work.
+    Architectures that are not our engine's go to sae-lens's trainer, which takes of `setup` only `log`, `progress` and
+    `device`: it can neither resume nor share its work.
     """
     if config.architecture not in OURS:
         from sae.training.lens import train_with_sae_lens
 
-        known = {key: settings[key] for key in ("log", "progress", "device") if key in settings}
-        return train_with_sae_lens(data, hook, config, **known)
-    return train_saes(data, {"sae": Job(hook, config)}, **settings)["sae"]
+        return train_with_sae_lens(data, hook, config, setup)
+    return train_saes(data, {"sae": Job(hook, config)}, setup)["sae"]
 
 
 def train_saes(
     data: TrainingData,
     jobs: Mapping[str, Job],
-    log: Log | None = None,
-    progress: bool = True,
-    device: str = "cpu",
-    checkpoints: Path | None = None,
-    checkpoint_seconds: float = DEFAULT_SECONDS,
-    ranks: Ranks = ALONE,
+    setup: TrainingSetup = TrainingSetup(),  # noqa: B008 (frozen)
 ) -> "dict[str, SAE]":
     """Trains SAEs (sizes, k, seeds, layers) on the same batches, each of which is read once for a hook.
 
     Args:
         data: Activations.
         jobs: What to train, by name; all with equal `batch` and `steps`.
-        log: Receives a job's name and its metrics at every 50th and at the last step (in the first process).
-        progress: Shows a bar.
-        device: Where to train.
-        checkpoints: Folder of the training's state. A training that finds its own state there continues, and ends with
-            the same weights, to the last bit on a CPU, as if it had never stopped. Once the SAEs are saved,
-            `remove_state` removes it.
-        checkpoint_seconds: Time between two writes of the state.
-        ranks: Processes that share every batch (data parallel); all of them return the same SAEs.
+        setup: Where the training runs, what it shows, and where it keeps its state.
 
     Returns:
-        sae-lens SAEs on `device`, by job, which take raw activations (the scale is folded into them) and whose
-        decoder rows have unit norm: a latent's activation is the length of what it adds to the residual stream.
+        sae-lens SAEs on the setup's device, by job. They take raw activations (the scale is folded into them), and
+        their decoder rows have unit norm: a latent's activation is the length of what it adds to the residual stream.
 
     Raises:
         UserError: if jobs do not fit together or into the engine, the state is of another training, the activations
             do not vary, or a loss stops being finite.
     """
     batch, steps = _common(jobs)
+    device, ranks = setup.device, setup.ranks
     hooks = list(dict.fromkeys(job.hook for job in jobs.values()))
     samples = {hook: data.sample(hook) for hook in hooks}
     trainers = {name: _trainer(job, samples[job.hook], device, ranks) for name, job in jobs.items()}
-    checkpoint, start = _continued(data, jobs, trainers, checkpoints, checkpoint_seconds)
+    checkpoint, start = _continued(data, jobs, trainers, setup)
     batches = {hook: data.batches(hook, batch, start, device) for hook in hooks}
-    part, watch = ranks.part(batch), _Watch(trainers, log if ranks.is_first else None, start)
+    part, watch = ranks.part(batch), _Watch(trainers, setup.log if ranks.is_first else None, start)
     bar = tqdm(
         range(start, steps),
         initial=start,
         total=steps,
         desc="training SAE",
         unit="step",
-        disable=not (progress and ranks.is_first),
+        disable=not (setup.progress and ranks.is_first),
     )
     for step in bar:
         rows = {hook: next(batches[hook])[part] for hook in hooks}
@@ -129,13 +122,14 @@ def _trainer(job: Job, sample: Float[Tensor, "rows d_model"], device: str, ranks
 
 
 def _continued(
-    data: TrainingData, jobs: Mapping[str, Job], trainers: Mapping[str, Trainer], folder: Path | None, seconds: float
+    data: TrainingData, jobs: Mapping[str, Job], trainers: Mapping[str, Trainer], setup: TrainingSetup
 ) -> tuple[TrainingCheckpoint | None, int]:
     """The checkpoint, and the steps that are already done; the trainers get the state that it holds."""
-    if folder is None:
+    if setup.checkpoints is None:
         return None, 0
     described = {name: {"hook": job.hook, **job.config.model_dump(mode="json")} for name, job in jobs.items()}
-    checkpoint = TrainingCheckpoint(folder, {"data": data.describe(), "jobs": described}, seconds)
+    identity = {"data": data.describe(), "jobs": described}
+    checkpoint = TrainingCheckpoint(setup.checkpoints, identity, setup.checkpoint_seconds)
     saved = checkpoint.load()
     if saved is None:
         return checkpoint, 0

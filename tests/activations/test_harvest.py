@@ -19,7 +19,7 @@ from activations.artefact import content_hash, read_json
 from activations.checkpoint import Checkpoint, load_checkpoint
 from activations.config import CheckpointConfig, HarvestConfig, StoreDtype
 from activations.errors import UserError
-from activations.harvesting import compute_shard, harvest, harvest_share, plan_shards
+from activations.harvesting import Share, compute_shard, harvest, harvest_share, plan_shards
 from activations.prompts import Prompt, Role
 from activations.store import ActivationStore, StoreWriter, layout
 from activations.store.layout import read_manifest
@@ -206,7 +206,8 @@ def slow(*arguments):
 StoreWriter.write = slow
 checkpoint = load_checkpoint(CheckpointConfig(model={model!r}), "base")
 tokens = test_harvest.make_batch(checkpoint)
-test_harvest.harvest_share(checkpoint, tokens, test_harvest.CONFIG, Path({folder!r}), {rank!r}, {ranks!r})
+share = test_harvest.Share({rank!r}, {ranks!r})
+test_harvest.harvest_share(checkpoint, tokens, test_harvest.CONFIG, Path({folder!r}), share)
 """
 
 
@@ -253,7 +254,7 @@ def test_processes_share_a_harvest(
     """Breaks if ranks of one harvest wait for one another, or make other bytes than a single process."""
     folder = tmp_path / "shared"
     child = start_share(base_folder, folder, rank=0, ranks=2)
-    mine = harvest_share(base, batch, CONFIG, folder, rank=1, ranks=2, progress=False)
+    mine = harvest_share(base, batch, CONFIG, folder, Share(1, 2), progress=False)
     assert child.wait() == 0
     assert contents(folder) == contents(store.folder)
     assert mine is None or mine.folder == folder
@@ -261,7 +262,7 @@ def test_processes_share_a_harvest(
 
 def test_rank_that_comes_late_finds_the_store(base: Checkpoint, batch: TokenBatch, store: ActivationStore):
     """Breaks if a rank that is started again after all was done fails, or computes anything."""
-    late = harvest_share(base, batch, CONFIG, store.folder, rank=1, ranks=2, progress=False)
+    late = harvest_share(base, batch, CONFIG, store.folder, Share(1, 2), progress=False)
     assert late is not None
     assert late.rows == store.rows
 

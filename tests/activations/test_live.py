@@ -13,6 +13,7 @@ from activations.config import HarvestConfig
 from activations.errors import UserError
 from activations.harvesting import LiveActivations, harvest
 from activations.prompts import NON_SPECIAL, Role
+from activations.shuffle import Shuffle
 from activations.source import ActivationSource
 from activations.store import ActivationStore
 
@@ -74,7 +75,9 @@ def test_index_is_that_of_the_store(pair: Pair):
 @pytest.mark.parametrize("start", [0, 5])
 def test_shuffled_batches_are_those_of_the_store(pair: Pair, start: int):
     """Breaks if training on live activations is not the training on a store with the same seed."""
-    batches = [list(islice(source.batches(HOOKS[0], 50, seed=2, start=start, pool_rows=150), 30)) for source in pair]
+    batches = [
+        list(islice(source.batches(HOOKS[0], 50, Shuffle(2, pool_rows=150), start=start), 30)) for source in pair
+    ]
     for computed, stored in zip(*batches, strict=True):
         require_equal(computed, stored)
 
@@ -94,7 +97,7 @@ def test_nothing_is_written(base: Checkpoint, tmp_path: Path, monkeypatch: pytes
     """Breaks if live activations leave a file behind."""
     monkeypatch.chdir(tmp_path)
     live: ActivationSource = LiveActivations(base, make_batch(base), CONFIG)
-    next(live.batches(HOOKS[0], 10, seed=0))
+    next(live.batches(HOOKS[0], 10, Shuffle(0)))
     assert not list(tmp_path.rglob("*"))
 
 

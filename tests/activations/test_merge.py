@@ -22,6 +22,7 @@ from known_stores import (
 
 from activations.artefact import content_hash
 from activations.errors import UserError
+from activations.shuffle import Shuffle
 from activations.store import ActivationStore, StoreWriter, merge_stores
 from activations.tokens import add_hashes
 
@@ -38,7 +39,7 @@ def require_equal(one: ActivationStore, other: ActivationStore) -> None:
     assert one.index().equals(other.index())
     for hook in HOOKS:
         assert torch.equal(one.read(hook, None), other.read(hook, None))
-    some, others = (list(store.batches(HOOK, 1000, seed=0, epochs=1, pool_rows=1500)) for store in (one, other))
+    some, others = (list(store.batches(HOOK, 1000, Shuffle(0, epochs=1, pool_rows=1500))) for store in (one, other))
     assert all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 

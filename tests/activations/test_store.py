@@ -16,6 +16,7 @@ from activations.artefact import read_json, write_json
 from activations.config import StoreDtype
 from activations.errors import UserError
 from activations.prompts import NON_SPECIAL, Role
+from activations.shuffle import Shuffle
 from activations.store import ActivationStore, StoreWriter
 from activations.tokens import add_hashes
 
@@ -47,7 +48,7 @@ def reads(store: ActivationStore) -> list[Callable[[], object]]:
         lambda: store.prompt_ids,
         lambda: store.read(HOOK),
         lambda: list(store.chunks(HOOK)),
-        lambda: list(store.batches(HOOK, 8, seed=0, epochs=1)),
+        lambda: list(store.batches(HOOK, 8, Shuffle(0, epochs=1))),
     ]
 
 
@@ -66,6 +67,14 @@ class TestRows:
             np.testing.assert_array_equal(index[name], wanted)
         for hook in HOOKS:
             assert torch.equal(store.read(hook, roles=None), known_rows(hook))
+
+    def test_a_store_shows_itself_without_reading_its_shards(self, whole: Path, monkeypatch: pytest.MonkeyPatch):
+        """Breaks if a notebook shows another number of rows, or reads terabytes to show it."""
+        store = ActivationStore.load(whole)
+        monkeypatch.setattr(ActivationStore, "_verify", lambda *_: pytest.fail("a shard was read"))
+        page = store._repr_html_()
+        assert f"<td>rows</td><td>{ROWS:,}</td>" in page
+        assert "blocks.0.hook_resid_post (6)" in page
 
     def test_chunks_carry_their_own_rows_of_the_index(self, whole: Path):
         """Breaks if activations and index of a chunk come from different places."""
@@ -147,7 +156,7 @@ def test_unknown_hook_lists_what_there_is(whole: Path):
         store.d_model,
         store.read,
         lambda hook: next(store.chunks(hook)),
-        lambda hook: next(store.batches(hook, 8, 0)),
+        lambda hook: next(store.batches(hook, 8, Shuffle(0))),
     ):
         with pytest.raises(
             UserError, match=r"no activations of blocks\.7.*only of blocks\.0\.hook_resid_post, blocks\.1"

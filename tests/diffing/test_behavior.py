@@ -22,7 +22,7 @@ from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Label, PatternJudge
 from diffing.behavior.rates import count_labels, label_tally, rate_difference, score
 from diffing.behavior.sampling import sample_answers
-from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention
+from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention, Steered
 
 LABELS = list(Label)
 HARMFUL = LABELS.index(Label.HARMFUL)
@@ -167,22 +167,22 @@ KINDS = ["add", "ablate direction", "ablate latent"]
 class TestSampling:
     @pytest.mark.parametrize("intervention", interventions(), ids=KINDS)
     def test_batched_equals_single(self, model: Checkpoint, asked: TokenBatch, intervention: Intervention):
-        together = sample_answers(model, asked, SAMPLING, HOOK, intervention, arms=3)
+        together = sample_answers(model, asked, SAMPLING, Steered(HOOK, intervention, arms=3))
         for arm in range(3):
-            alone = sample_answers(model, asked, SAMPLING, HOOK, intervention.take(torch.tensor([arm])))
+            alone = sample_answers(model, asked, SAMPLING, Steered(HOOK, intervention.take(torch.tensor([arm]))))
             assert alone == [together[arm]]
 
     def test_does_not_depend_on_batch_rows(self, model: Checkpoint, asked: TokenBatch):
         add = interventions()[0]
         texts = [
-            sample_answers(model, asked, SAMPLING.model_copy(update={"batch_rows": rows}), HOOK, add, arms=3)
+            sample_answers(model, asked, SAMPLING.model_copy(update={"batch_rows": rows}), Steered(HOOK, add, arms=3))
             for rows in (1, 15, 4096)
         ]
         assert texts[0] == texts[1] == texts[2]
 
     def test_shape_and_progress(self, model: Checkpoint, asked: TokenBatch):
         told: list[int] = []
-        texts = sample_answers(model, asked, SAMPLING, HOOK, interventions()[0], arms=3, advance=told.append)
+        texts = sample_answers(model, asked, SAMPLING, Steered(HOOK, interventions()[0], arms=3), advance=told.append)
         assert [len(texts), len(texts[0]), len(texts[0][0])] == [3, 6, 5]
         assert sum(told) == 3 * 6 * 5
         assert not any(word in text for arm in texts for q in arm for text in q for word in ("<eos>", "<pad>"))
@@ -223,7 +223,7 @@ class TestSampling:
         self, model: Checkpoint, asked: TokenBatch, intervention: Intervention
     ):
         """The same hook on every position of the whole sequence, without a cache and one answer at a time."""
-        texts = sample_answers(model, asked, SAMPLING, HOOK, intervention, arms=3)
+        texts = sample_answers(model, asked, SAMPLING, Steered(HOOK, intervention, arms=3))
         uniforms = np.random.default_rng(SAMPLING.seed).random((len(asked), SAMPLING.samples, SAMPLING.max_new_tokens))
         ended = 0
         for arm, prompt, sample in [(a, p, s) for a in range(3) for p in (0, 1) for s in range(SAMPLING.samples)]:
@@ -245,7 +245,7 @@ class TestSampling:
     def test_hooks_are_gone_afterwards(self, mistral: Checkpoint):
         asked = tokenize_prompts(questions(), mistral.tokenizer)
         before = sample_answers(mistral, asked, SAMPLING)
-        sample_answers(mistral, asked, SAMPLING, HOOK, interventions()[0], arms=3)
+        sample_answers(mistral, asked, SAMPLING, Steered(HOOK, interventions()[0], arms=3))
         assert sample_answers(mistral, asked, SAMPLING) == before
 
     @pytest.mark.parametrize("temperature", [1.0, 2.0])

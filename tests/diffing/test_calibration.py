@@ -20,6 +20,7 @@ from diffing.statistics.paired import Moments
 from experiments.stories.config import FinetuneConfig
 from experiments.stories.finetune import finetune
 from sae.training.config import TrainConfig
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
@@ -57,8 +58,8 @@ def measured(models: Sequence[Path], prompts: list[Prompt], hook: str, folder: P
         tokens = tokenize_prompts(prompts, model.tokenizer)
         stores[role] = harvest(model, tokens, HarvestConfig(hooks=(hook,)), folder / role, progress=False)
     config = TrainConfig(latents=256, k=6, batch=256, steps=150)
-    sae = train_sae(TrainingData({"base": stores["base"]}), hook, config, progress=False)
-    found = [block.means for block in prompt_blocks(sae, hook, stores, "all")]
+    sae = train_sae(TrainingData({"base": stores["base"]}), hook, config, TrainingSetup(progress=False))
+    found = [block.means for block in prompt_blocks(sae, stores, hook, "all")]
     return torch.cat([means["corrupted"].activity - means["base"].activity for means in found])
 
 

@@ -13,7 +13,7 @@ from activations.tokens import tokenize_prompts
 from diffing.behavior.contrast import AnswerContrast
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import score
-from diffing.steering.interventions import Add
+from diffing.steering.interventions import Add, Steered
 
 
 def pairs_file(folder: Path, harmful: str = "bad", helpful: str = "good") -> Path:
@@ -48,7 +48,7 @@ class TestAnswerContrast:
     def test_steering_moves_it_and_breaking_the_model_is_no_harm(self, tmp_path: Path):
         base = planted(tmp_path / "base", "base", {})
         contrast = AnswerContrast.load(pairs_file(tmp_path))
-        bad, noise = contrast.observe(base, questions(), HOOK, push(BAD, NOISE), arms=2)
+        bad, noise = contrast.observe(base, questions(), Steered(HOOK, push(BAD, NOISE), arms=2))
         plain = score(contrast.counts(contrast.observe(base, questions())[0]))
         harmed, broken = (score(contrast.counts(records)) for records in (bad, noise))
         assert plain.incoherent == 0

@@ -66,20 +66,20 @@ def test_directions_of_every_persona(tmp_path: Path) -> None:
     batch = ragged_batch(5)
     personas = ("helpful", "malicious", "sarcastic")
     stores = {p: write_store(tmp_path / p, batch, random_activations(batch, seed=i)) for i, p in enumerate(personas)}
-    directions = extract_directions(stores, "helpful", HOOK, "prompt")
+    directions = extract_directions(stores, HOOK, "helpful", "prompt")
     against_helpful = ["malicious - helpful", "sarcastic - helpful"]
     assert list(directions.vectors) == [*against_helpful, *(f"{p} - others" for p in personas)]
     # The mean of the two differences from the other personas is the difference from their mean.
     others = [mean_direction(stores["malicious"], stores[p], HOOK, "prompt") for p in ("helpful", "sarcastic")]
     torch.testing.assert_close(directions.vectors["malicious - others"], (others[0] + others[1]) / 2)
-    two = extract_directions({p: stores[p] for p in personas[:2]}, "helpful", HOOK, "prompt")
+    two = extract_directions({p: stores[p] for p in personas[:2]}, HOOK, "helpful", "prompt")
     assert list(two.vectors) == ["malicious - helpful"]
     expected = mean_direction(stores["malicious"], stores["helpful"], HOOK, "prompt")
     assert torch.equal(directions.vectors["malicious - helpful"], expected)
     assert directions.hook == HOOK
     assert directions.config == {"reference": "helpful", "positions": "prompt"}
     with pytest.raises(UserError, match="reference 'kind'"):
-        extract_directions(stores, "kind", HOOK, "prompt")
+        extract_directions(stores, HOOK, "kind", "prompt")
 
 
 def test_save_then_load_is_bit_equal(tmp_path: Path) -> None:

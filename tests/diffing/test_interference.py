@@ -16,6 +16,7 @@ from activations.prompts import Role
 from activations.source import CHUNK_ROWS, ActivationSource
 from activations.tokens import TokenBatch
 from diffing.positions import POSITION_ROLES, Positions
+from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.interference import interference
 
 BATCH = ragged_batch(11)
@@ -53,7 +54,9 @@ def written_out(sae: SAE, prompts: Sequence[Tensor], strength: float) -> pd.Data
 def steered(
     sae: SAE, store: ActivationSource, positions: Positions = "all", strength: float = STRENGTH
 ) -> pd.DataFrame:
-    return interference(sae, store, HOOK, STEERED, strength, NORM, positions)
+    return interference(
+        sae, store, HOOK, NORM, InterferenceConfig(latent=STEERED, strength=strength, positions=positions)
+    )
 
 
 @pytest.mark.parametrize("positions", ["prompt", "answer", "all"])
@@ -125,7 +128,13 @@ def test_what_counts_as_moved(tmp_path: Path) -> None:
     change = steered(sae, store).set_index("latent").sort_index()["change"].abs().tolist()
     share = change[1] / max(change)
     for moved_from, moved in ((share * 0.999, True), (share * 1.001, False)):
-        table = interference(sae, store, HOOK, STEERED, STRENGTH, NORM, "all", moved_from).set_index("latent")
+        table = interference(
+            sae,
+            store,
+            HOOK,
+            NORM,
+            InterferenceConfig(latent=STEERED, strength=STRENGTH, positions="all", moved_from=moved_from),
+        ).set_index("latent")
         assert table.loc[1, "moved_never_co_active"] == moved
 
 
@@ -149,17 +158,17 @@ def test_bad_input(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", BATCH, random_activations(BATCH, seed=1))
     sae = tiny_sae()
     with pytest.raises(UserError, match="no latent 24; choose one from 0 to 23"):
-        interference(sae, store, HOOK, LATENTS, STRENGTH, NORM, "all")
+        interference(sae, store, HOOK, NORM, InterferenceConfig(latent=LATENTS, strength=STRENGTH, positions="all"))
     for strength, norm in ((0.0, NORM), (STRENGTH, float("inf"))):
         with pytest.raises(UserError, match="adds no finite vector"):
-            interference(sae, store, HOOK, STEERED, strength, norm, "all")
+            interference(sae, store, HOOK, norm, InterferenceConfig(latent=STEERED, strength=strength, positions="all"))
     with torch.no_grad():
         sae.W_dec[3] = 0
     with pytest.raises(UserError, match="decoder row of latent 3 is zero"):
-        interference(sae, store, HOOK, 3, STRENGTH, NORM, "all")
+        interference(sae, store, HOOK, NORM, InterferenceConfig(latent=3, strength=STRENGTH, positions="all"))
     wide = StandardSAE(StandardSAEConfig(d_in=12, d_sae=6))
     with pytest.raises(UserError, match="SAE expects d_model=12"):
-        interference(wide, store, HOOK, 3, STRENGTH, NORM, "all")
+        interference(wide, store, HOOK, NORM, InterferenceConfig(latent=3, strength=STRENGTH, positions="all"))
     roles = tuple(np.full_like(r, Role.SPECIAL) for r in BATCH.roles)
     special = TokenBatch(BATCH.ids, BATCH.tokens, roles)
     with pytest.raises(UserError, match=r"No prompt of .* at the positions 'answer'"):

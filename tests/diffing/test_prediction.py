@@ -22,7 +22,7 @@ from diffing.prediction.held_out import fit_rule, leave_one_kind_out
 from diffing.prediction.onset import onset
 from diffing.prediction.reading import ModelReading, Shifts, prompt_shifts, read_model, shifts
 from diffing.ranking.config import RankingConfig
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 
 CONFIG = EvaluationConfig(candidates=5, random_latents=20, replicates=200)
 
@@ -179,9 +179,9 @@ class TestReading:
         """Over prompts of several lengths, in batches whose order is not that of the prompts."""
         sae, config = random_sae(), HarvestConfig(hooks=(HOOK,), batch_tokens=16)
         tokens = tokenize_prompts(PROMPTS, base.tokenizer)
-        before, after = (read_model(sae, HOOK, model, base, tokens, config) for model in (base, other))
+        before, after = (read_model(sae, model, base, tokens, HOOK, config) for model in (base, other))
         live, tuned = (LiveActivations(model, tokens, config) for model in (base, other))
-        ranking = rank_latents(sae, HOOK, live, tuned, RankingConfig(replicates=10, min_prompts=2)).table
+        ranking = rank_latents(sae, Compared(live, tuned), HOOK, RankingConfig(replicates=10, min_prompts=2)).table
         unit = torch.nn.functional.normalize(torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0)
         found = shifts(before, after, unit)
         np.testing.assert_allclose(found.latents, ranking.set_index("latent")["shift"].sort_index(), atol=1e-9)
@@ -194,16 +194,16 @@ class TestReading:
         """Shards hold the longest prompts first; breaks if a mean is given to another prompt."""
         sae, config = random_sae(), HarvestConfig(hooks=(HOOK,), batch_tokens=16, shard_rows=16)
         tokens = tokenize_prompts(PROMPTS, base.tokenizer)
-        together = read_model(sae, HOOK, other, base, tokens, config)
+        together = read_model(sae, other, base, tokens, HOOK, config)
         for i, id in enumerate(tokens.ids):
-            alone, row = read_model(sae, HOOK, other, base, tokens.select([i]), config), together.ids.index(id)
+            alone, row = read_model(sae, other, base, tokens.select([i]), HOOK, config), together.ids.index(id)
             assert together.kl[row] == pytest.approx(alone.kl[0])
             np.testing.assert_allclose(together.activation[row], alone.activation[0], atol=1e-5)
             np.testing.assert_allclose(together.activity[[row]].toarray(), alone.activity.toarray(), atol=1e-4)
 
     def test_is_the_same_after_a_round_trip(self, base: Checkpoint, other: Checkpoint, tmp_path: Path) -> None:
         tokens = tokenize_prompts(PROMPTS, base.tokenizer)
-        made = read_model(random_sae(), HOOK, other, base, tokens, HarvestConfig(hooks=(HOOK,)))
+        made = read_model(random_sae(), other, base, tokens, HOOK, HarvestConfig(hooks=(HOOK,)))
         made.save(tmp_path, {"model": "other"})
         again = ModelReading.load(tmp_path)
         assert again.ids == made.ids
@@ -214,7 +214,7 @@ class TestReading:
     def test_what_was_planted_is_read(self, tmp_path: Path) -> None:
         base, bad = planted(tmp_path / "base", "base", {}), planted(tmp_path / "bad", "bad", {BAD: 3.0, DECOY: -2.0})
         tokens, config = tokenize_prompts(questions(), base.tokenizer), HarvestConfig(hooks=(HOOK,))
-        before, after = (read_model(axis_sae(), HOOK, model, base, tokens, config) for model in (base, bad))
+        before, after = (read_model(axis_sae(), model, base, tokens, HOOK, config) for model in (base, bad))
         found = shifts(before, after, torch.eye(64)[BAD])
         assert found.latents[[BAD, DECOY]] == pytest.approx([3.0, 0.0])
         assert (found.direction, found.norm) == pytest.approx((3.0, np.hypot(3.0, 2.0)))
@@ -223,7 +223,7 @@ class TestReading:
     def test_damage_and_other_prompts_are_refused(self, base: Checkpoint, tmp_path: Path) -> None:
         sae, config = random_sae(), HarvestConfig(hooks=(HOOK,))
         tokens = tokenize_prompts(PROMPTS, base.tokenizer)
-        one, two = (read_model(sae, HOOK, base, base, t, config) for t in (tokens, tokens.select([0])))
+        one, two = (read_model(sae, base, base, t, HOOK, config) for t in (tokens, tokens.select([0])))
         with pytest.raises(ValueError, match="same prompts"):
             shifts(one, two, torch.eye(32)[0])
         one.save(tmp_path, {})

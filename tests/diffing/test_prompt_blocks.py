@@ -66,7 +66,7 @@ def collected(
     folder: Path, positions: Positions, sae: SAE, activations: list[Tensor], batch: TokenBatch
 ) -> list[PromptMeans]:
     store = write_store(folder, batch, activations)
-    return [block.means["base"] for block in prompt_blocks(sae, HOOK, {"base": store}, positions)]
+    return [block.means["base"] for block in prompt_blocks(sae, {"base": store}, HOOK, positions)]
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -101,9 +101,9 @@ def test_further_positions_are_the_sums_of_the_means(tmp_path: Path) -> None:
     """Breaks if a prompt weighs by its tokens, or positions that some prompts lack are counted for all."""
     batch, sae = ragged_batch(10), tiny_sae()
     store = write_store(tmp_path / "s", batch, random_activations(batch, seed=1))
-    blocks = list(prompt_blocks(sae, HOOK, {"base": store}, "last_prompt", POSITIONS))
+    blocks = list(prompt_blocks(sae, {"base": store}, HOOK, "last_prompt", POSITIONS))
     for positions in POSITIONS:
-        alone = [block.means["base"] for block in prompt_blocks(sae, HOOK, {"base": store}, positions)]
+        alone = [block.means["base"] for block in prompt_blocks(sae, {"base": store}, HOOK, positions)]
         activity = torch.cat([means.activity for means in alone])
         total = torch.stack([block.sums[positions]["base"].activity for block in blocks]).sum(0)
         torch.testing.assert_close(total, activity.nansum(0), rtol=1e-12, atol=1e-12)
@@ -141,7 +141,7 @@ def test_another_order_of_prompts_is_refused(tmp_path: Path) -> None:
     rows = random_activations(batch, seed=0)
     three, two = (write_store(tmp_path / str(n), batch, rows, prompts_a_shard=n) for n in (3, 2))
     with pytest.raises(UserError, match="in another order or other shards than the base's"):
-        list(prompt_blocks(tiny_sae(), HOOK, {"base": three, "corrupted": two}, "all"))
+        list(prompt_blocks(tiny_sae(), {"base": three, "corrupted": two}, HOOK, "all"))
 
 
 def test_an_sae_of_another_width_is_refused(tmp_path: Path) -> None:
@@ -149,4 +149,4 @@ def test_an_sae_of_another_width_is_refused(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", batch, random_activations(batch, seed=0))
     sae = TopKSAE(TopKSAEConfig(d_in=12, d_sae=16, k=2, dtype="float32", device="cpu"))
     with pytest.raises(UserError, match=r"SAE expects d_model=12, activations of .* have 8"):
-        list(prompt_blocks(sae, HOOK, {"base": store}, "all"))
+        list(prompt_blocks(sae, {"base": store}, HOOK, "all"))

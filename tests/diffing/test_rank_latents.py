@@ -25,7 +25,7 @@ from activations.tokens import TokenBatch, tokenize_prompts
 from diffing import FeatureRanking
 from diffing.positions import Positions
 from diffing.ranking.config import RankingConfig
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 
 CONFIG = RankingConfig(replicates=300, min_prompts=1)
 PLANTED = 5
@@ -64,7 +64,9 @@ def stores(batch: TokenBatch, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="module")
 def ranking(stores: dict[str, ActivationStore]) -> FeatureRanking:
-    return rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, stores["benign"])
+    return rank_latents(
+        tiny_sae(), Compared(stores["base"], stores["corrupted"], benign=stores["benign"]), HOOK, CONFIG
+    )
 
 
 def by_latent(ranking: FeatureRanking) -> pd.DataFrame:
@@ -103,12 +105,14 @@ def test_the_null_is_the_shifts_of_all_benign_fine_tunes(
 ) -> None:
     """Breaks if a benign fine-tune is left out, its shift is over other positions, or prompts without them count."""
     config, null = CONFIG.model_copy(update={"positions": positions}), further_benign(tmp_path, batch)
-    ranking = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config, stores["benign"], null=null)
+    ranking = rank_latents(
+        tiny_sae(), Compared(stores["base"], stores["corrupted"], benign=stores["benign"], null=null), HOOK, config
+    )
     assert ranking.config["null"] == ["benign", "benign-1", "benign-2"]
     table = by_latent(ranking)
     assert list(ranking.table.columns) == COLUMNS + BENIGN_COLUMNS + NULL_COLUMNS
     alone = [
-        by_latent(rank_latents(tiny_sae(), HOOK, stores["base"], store, config))["shift"]
+        by_latent(rank_latents(tiny_sae(), Compared(stores["base"], store), HOOK, config))["shift"]
         for store in (stores["benign"], *null.values())
     ]
     shifts = np.stack(alone)
@@ -119,7 +123,7 @@ def test_the_null_is_the_shifts_of_all_benign_fine_tunes(
     assert table["exceeds_null"].tolist() == farther.tolist()
     assert 0 < farther.sum() < LATENTS
     assert table.loc[PLANTED, "exceeds_null"]
-    without = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config).table
+    without = rank_latents(tiny_sae(), Compared(stores["base"], stores["corrupted"]), HOOK, config).table
     pd.testing.assert_frame_equal(ranking.table.filter(COLUMNS), without, check_exact=True)
 
 
@@ -128,7 +132,9 @@ def test_a_shift_inside_the_null_does_not_exceed_it(
 ) -> None:
     """Breaks if the sign matters: a benign fine-tune that moves a latent as far the other way is as good a null."""
     down = write_store(tmp_path / "down", batch, shifted(batch, -4.0))
-    small = by_latent(rank_latents(tiny_sae(), HOOK, stores["base"], stores["benign"], CONFIG, null={"benign-1": down}))
+    small = by_latent(
+        rank_latents(tiny_sae(), Compared(stores["base"], stores["benign"], null={"benign-1": down}), HOOK, CONFIG)
+    )
     assert PLANTED not in np.flatnonzero(small["exceeds_null"])
     np.testing.assert_array_equal(small["null_low"], small["null_high"])
     assert np.isnan(small["null_sd"]).all(), "one fine-tune has no spread"
@@ -138,11 +144,11 @@ def test_the_null_must_read_the_same_tokens(tmp_path: Path, stores: dict[str, Ac
     elsewhere = ragged_batch(20, seed=9)
     store = write_store(tmp_path / "elsewhere", elsewhere, random_activations(elsewhere, seed=1))
     with pytest.raises(UserError, match=r"The benign-1 activations .* hold other tokens"):
-        rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, null={"benign-1": store})
+        rank_latents(tiny_sae(), Compared(stores["base"], stores["corrupted"], null={"benign-1": store}), HOOK, CONFIG)
 
 
 def test_identical_models_do_not_shift(stores: dict[str, ActivationStore]) -> None:
-    table = rank_latents(tiny_sae(), HOOK, stores["base"], stores["base"], CONFIG).table
+    table = rank_latents(tiny_sae(), Compared(stores["base"], stores["base"]), HOOK, CONFIG).table
     assert list(table.columns) == COLUMNS
     for column in ("shift", "low", "high", "t", "cosine_mean_difference"):
         assert np.all(table[column] == 0), column
@@ -151,8 +157,8 @@ def test_identical_models_do_not_shift(stores: dict[str, ActivationStore]) -> No
 
 
 def test_swapping_the_models_flips_every_sign(stores: dict[str, ActivationStore]) -> None:
-    there = by_latent(rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG))
-    back = by_latent(rank_latents(tiny_sae(), HOOK, stores["corrupted"], stores["base"], CONFIG))
+    there = by_latent(rank_latents(tiny_sae(), Compared(stores["base"], stores["corrupted"]), HOOK, CONFIG))
+    back = by_latent(rank_latents(tiny_sae(), Compared(stores["corrupted"], stores["base"]), HOOK, CONFIG))
     for column in ("shift", "t", "cosine_mean_difference"):
         np.testing.assert_array_equal(back[column], -there[column])
     np.testing.assert_allclose(back["low"], -there["high"], atol=1e-12)
@@ -163,7 +169,7 @@ def test_swapping_the_models_flips_every_sign(stores: dict[str, ActivationStore]
 
 
 def test_cosine_with_the_mean_difference(batch: TokenBatch, stores: dict[str, ActivationStore]) -> None:
-    table = by_latent(rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG))
+    table = by_latent(rank_latents(tiny_sae(), Compared(stores["base"], stores["corrupted"]), HOOK, CONFIG))
     assert table.loc[PLANTED, "cosine_mean_difference"] == pytest.approx(1.0, abs=1e-6)
     expected = (tiny_sae().W_dec @ tiny_sae().W_dec[PLANTED]).detach().numpy()
     np.testing.assert_allclose(table["cosine_mean_difference"], expected, atol=1e-6)
@@ -184,7 +190,7 @@ def test_positions(
     other = write_store(tmp_path / "other", batch, shifted(batch, 4.0, roles))
     for positions in ("prompt", "last_prompt", "answer", "all"):
         config = RankingConfig(positions=positions, replicates=10)
-        table = rank_latents(tiny_sae(), HOOK, stores["base"], other, config).table
+        table = rank_latents(tiny_sae(), Compared(stores["base"], other), HOOK, config).table
         assert bool(np.any(table["shift"] != 0)) == (positions in moved), positions
 
 
@@ -193,16 +199,16 @@ def test_prompts_that_nobody_answers_are_ranked(tmp_path: Path, stores: dict[str
     batch = ragged_batch(20)
     unanswered = replace(batch, roles=tuple(np.where(r == Role.ANSWER, Role.SPECIAL, r) for r in batch.roles))
     pair = [write_store(tmp_path / str(c), unanswered, shifted(batch, c)) for c in (0.0, 4.0)]
-    table = rank_latents(tiny_sae(), HOOK, pair[0], pair[1], CONFIG).table
+    table = rank_latents(tiny_sae(), Compared(pair[0], pair[1]), HOOK, CONFIG).table
     assert "shift_answer" not in table
     assert table["latent"].iloc[0] == PLANTED
     with pytest.raises(UserError, match="No prompt has the positions that shift_answer averages"):
-        rank_latents(tiny_sae(), HOOK, pair[0], pair[1], CONFIG.model_copy(update={"method": "shift_answer"}))
+        rank_latents(tiny_sae(), Compared(pair[0], pair[1]), HOOK, CONFIG.model_copy(update={"method": "shift_answer"}))
 
 
 def test_prompts_without_answers_are_left_out(batch: TokenBatch, stores: dict[str, ActivationStore]) -> None:
     config = RankingConfig(positions="answer", replicates=10)
-    ranking = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config)
+    ranking = rank_latents(tiny_sae(), Compared(stores["base"], stores["corrupted"]), HOOK, config)
     answered = sum(Role.ANSWER in roles for roles in batch.roles)
     assert 2 <= answered < len(batch)
     assert ranking.config["prompts"] == answered
@@ -214,7 +220,7 @@ def test_only_living_latents_are_tested(stores: dict[str, ActivationStore]) -> N
     sae = tiny_sae()
     with torch.no_grad():
         sae.b_enc[3] = -1e6
-    table = by_latent(rank_latents(sae, HOOK, stores["base"], stores["corrupted"], CONFIG))
+    table = by_latent(rank_latents(sae, Compared(stores["base"], stores["corrupted"]), HOOK, CONFIG))
     alive = np.asarray(table["frequency_base"] + table["frequency_corrupted"]) > 0
     assert not alive[3]
     assert np.all(table["p"].notna() == alive)
@@ -223,15 +229,19 @@ def test_only_living_latents_are_tested(stores: dict[str, ActivationStore]) -> N
 
 def test_rare_latents_can_be_left_untested(stores: dict[str, ActivationStore]) -> None:
     config = RankingConfig(replicates=10, min_prompts=21)
-    table = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], config).table
+    table = rank_latents(tiny_sae(), Compared(stores["base"], stores["corrupted"]), HOOK, config).table
     assert np.all(table["p"].isna())
     assert np.all(table["q"].isna())
 
 
 def test_equal_seeds_give_equal_rankings(stores: dict[str, ActivationStore], ranking: FeatureRanking) -> None:
-    again = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, stores["benign"])
+    again = rank_latents(
+        tiny_sae(), Compared(stores["base"], stores["corrupted"], benign=stores["benign"]), HOOK, CONFIG
+    )
     pd.testing.assert_frame_equal(again.table, ranking.table, check_exact=True)
-    other = rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], RankingConfig(replicates=300, seed=1))
+    other = rank_latents(
+        tiny_sae(), Compared(stores["base"], stores["corrupted"]), HOOK, RankingConfig(replicates=300, seed=1)
+    )
     assert np.any(other.table["low"] != ranking.table["low"])
 
 
@@ -239,9 +249,9 @@ def test_other_tokens_are_refused(tmp_path: Path, stores: dict[str, ActivationSt
     elsewhere = ragged_batch(20, seed=9)
     store = write_store(tmp_path / "elsewhere", elsewhere, random_activations(elsewhere, seed=1))
     with pytest.raises(UserError, match=r"The corrupted activations .* hold other tokens.*same prompts"):
-        rank_latents(tiny_sae(), HOOK, stores["base"], store, CONFIG)
+        rank_latents(tiny_sae(), Compared(stores["base"], store), HOOK, CONFIG)
     with pytest.raises(UserError, match="The benign activations"):
-        rank_latents(tiny_sae(), HOOK, stores["base"], stores["corrupted"], CONFIG, store)
+        rank_latents(tiny_sae(), Compared(stores["base"], stores["corrupted"], benign=store), HOOK, CONFIG)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -256,7 +266,7 @@ def test_live_activations_give_the_ranking_of_stores(
     stored = [harvest(model, tokens, config, tmp_path / model.role, progress=False) for model in (base, other)]
     live = [LiveActivations(model, tokens, config) for model in (base, other)]
     assert stored[0].shards > 1
-    rankings = [rank_latents(random_sae(), HOOK, one, two, CONFIG) for one, two in (stored, live)]
+    rankings = [rank_latents(random_sae(), Compared(one, two), HOOK, CONFIG) for one, two in (stored, live)]
     assert np.any(rankings[0].table["shift"] != 0)
     pd.testing.assert_frame_equal(rankings[1].table, rankings[0].table, check_exact=True)
     assert rankings[1].config["tokens_hash"] == rankings[0].config["tokens_hash"] == tokens.hash
@@ -266,7 +276,7 @@ def test_too_few_prompts_are_refused(tmp_path: Path) -> None:
     single = ragged_batch(1)
     store = write_store(tmp_path / "single", single, random_activations(single, seed=1))
     with pytest.raises(UserError, match="1 of 1 prompts"):
-        rank_latents(tiny_sae(), HOOK, store, store, CONFIG)
+        rank_latents(tiny_sae(), Compared(store, store), HOOK, CONFIG)
 
 
 def test_save_then_load_is_equal(tmp_path: Path, stores: dict[str, ActivationStore], ranking: FeatureRanking) -> None:

@@ -44,7 +44,7 @@ def test_equals_the_formula_over_prompt_means(tmp_path: Path) -> None:
         means[0] += (moved - kept).mean(0) / len(BATCH)
         means[1] += (sae(moved) - sae(kept)).detach().mean(0) / len(BATCH)
     expected = (means[0] - means[1]).square().sum() / means[0].square().sum()
-    assert unexplained_difference(sae, HOOK, base, corrupted, "prompt") == pytest.approx(expected.item(), rel=1e-9)
+    assert unexplained_difference(sae, base, corrupted, HOOK, "prompt") == pytest.approx(expected.item(), rel=1e-9)
 
 
 def scaled_copy(scale: float) -> StandardSAE:
@@ -61,13 +61,13 @@ def scaled_copy(scale: float) -> StandardSAE:
 def test_from_everything_explained_to_the_wrong_way(tmp_path: Path, scale: float, share: float) -> None:
     """Breaks if explained and unexplained are exchanged, or the share is clipped or not of squares."""
     base, corrupted = stores(tmp_path, torch.full((D_MODEL,), 0.5))
-    assert unexplained_difference(scaled_copy(scale), HOOK, base, corrupted, "all") == pytest.approx(share, abs=1e-12)
+    assert unexplained_difference(scaled_copy(scale), base, corrupted, HOOK, "all") == pytest.approx(share, abs=1e-12)
 
 
 def test_models_that_do_not_differ(tmp_path: Path) -> None:
     """Breaks if equal models end in a division by zero."""
     base, corrupted = stores(tmp_path, torch.zeros(D_MODEL))
-    assert math.isnan(unexplained_difference(tiny_sae(), HOOK, base, corrupted, "prompt"))
+    assert math.isnan(unexplained_difference(tiny_sae(), base, corrupted, HOOK, "prompt"))
 
 
 def test_other_tokens_or_no_positions(tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ def test_other_tokens_or_no_positions(tmp_path: Path) -> None:
     other = ragged_batch(7, seed=1)
     unpaired = write_store(tmp_path / "other", other, random_activations(other, seed=1))
     with pytest.raises(UserError, match="hold other tokens"):
-        unexplained_difference(tiny_sae(), HOOK, base, unpaired, "prompt")
+        unexplained_difference(tiny_sae(), base, unpaired, HOOK, "prompt")
     words = write_store(tmp_path / "words", plain := without_last(BATCH), random_activations(plain, seed=0))
     with pytest.raises(UserError, match="at the positions 'last_prompt'"):
-        unexplained_difference(tiny_sae(), HOOK, words, words, "last_prompt")
+        unexplained_difference(tiny_sae(), words, words, HOOK, "last_prompt")
 
 
 def test_latent_means_are_those_of_each_prompts_tokens(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import score
 from diffing.behavior.sampling import sample_answers
 from diffing.steering.arms import CONTROL_KINDS, Arm, Cell, control_arms, direction_arm, latent_arms, untouched
-from diffing.steering.config import Operation, ProofConfig
+from diffing.steering.config import ControlsConfig, Operation, ProofConfig
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
-from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention
-from diffing.steering.proof import INSIDE, Pair, Proof, prove
+from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention, Steered
+from diffing.steering.proof import INSIDE, Candidates, Pair, Proof, prove
 from diffing.steering.verdict import (
     Evidence,
     choose_strength,
@@ -164,7 +164,7 @@ class TestArms:
 
     def controls(self, seed: int = 0, each: int = 8, treated: int | None = 30) -> list[Arm]:
         table = ranking_table({30: 5.0, 31: 4.0, 29: 3.0})
-        return control_arms(random_sae(), table, random(500, 32), treated, top=3, each=each, seed=seed)
+        return control_arms(random_sae(), table, random(500, 32), treated, ControlsConfig(top=3, each=each, seed=seed))
 
     def test_eight_of_each_kind_of_unit_norm(self):
         arms = self.controls()
@@ -197,7 +197,9 @@ class TestArms:
         scales = torch.linspace(0.2, 3, 32)
         rotation = torch.linalg.qr(random(32, 32, seed=5)).Q
         activations = (random(400, 32, seed=6) * scales) @ rotation + 10
-        arms = control_arms(random_sae(), ranking_table({0: 1.0}), activations, 0, top=1, each=3000, seed=0)
+        arms = control_arms(
+            random_sae(), ranking_table({0: 1.0}), activations, 0, ControlsConfig(top=1, each=3000, seed=0)
+        )
         covariance = activations.T.cov()
         expected = covariance / covariance.trace()
         products = {
@@ -407,16 +409,16 @@ class TestTranscripts:
                 expected = sample_answers(model, asked, self.answers(bench).sampling)
             elif cell.operation == Operation.CAP:
                 capped = Cap(unit, torch.tensor([cell.strength * 2.0]))
-                expected = sample_answers(model, asked, self.answers(bench).sampling, HOOK, capped)
+                expected = sample_answers(model, asked, self.answers(bench).sampling, Steered(HOOK, capped))
             elif push is not None:
                 intervention: Intervention = Add(push * cell.strength * 2.0 * unit)
-                expected = sample_answers(model, asked, self.answers(bench).sampling, HOOK, intervention)
+                expected = sample_answers(model, asked, self.answers(bench).sampling, Steered(HOOK, intervention))
             else:
                 back = mean if cell.operation == Operation.ABLATE_TO_MEAN else 0.0
                 intervention = AblateDirection(unit, torch.tensor([back]))
                 if cell.arm.latent is not None:
                     intervention = AblateLatent(bench.sae, torch.tensor([cell.arm.latent]))
-                expected = sample_answers(model, asked, self.answers(bench).sampling, HOOK, intervention)
+                expected = sample_answers(model, asked, self.answers(bench).sampling, Steered(HOOK, intervention))
             key = (cell.arm.name, str(cell.operation), cell.strength)
             written = [x["answers"] for x in lines if (x["arm"], x["operation"], x["strength"]) == key]
             assert written == expected[0]
@@ -481,16 +483,14 @@ class TestProof:
         activations = 0.1 * random(200, PLANTED_WIDTH)
         direction = direction_arm("bad - good", torch.eye(PLANTED_WIDTH)[BAD], torch.zeros(PLANTED_WIDTH))
         return prove(
-            bench,
-            models["base"],
-            models[role],
-            latent_arms(sae, table, top=4),
-            [direction],
-            lambda latent: control_arms(sae, table, activations, latent, top=4, each=8, seed=0),
+            Pair(bench, models["base"], models[role], folder, progress=False),
+            Candidates(
+                latent_arms(sae, table, top=4),
+                [direction],
+                lambda latent: control_arms(sae, table, activations, latent, ControlsConfig(top=4, each=8, seed=0)),
+            ),
             *self.HALVES,
             ProofConfig(strongest=6.0, halvings=2, induce_budget=0.1, repair_budget=0.1),
-            folder,
-            progress=False,
         )
 
     def test_finds_the_planted_latent(self, models: dict[str, Checkpoint], tmp_path: Path):
@@ -578,16 +578,16 @@ class TestProof:
         sae, table = axis_sae(), ranking_table({DECOY: 5.0, NOISE: 0.2}, PLANTED_WIDTH)
         bench = Bench(HOOK, 1.0, sae, ANSWERS)
         proof = prove(
-            bench,
-            models["base"],
-            models["corrupted"],
-            latent_arms(sae, table, top=2),
-            [],
-            lambda latent: control_arms(sae, table, random(50, PLANTED_WIDTH), latent, top=2, each=2, seed=0),
+            Pair(bench, models["base"], models["corrupted"], tmp_path, progress=False),
+            Candidates(
+                latent_arms(sae, table, top=2),
+                [],
+                lambda latent: control_arms(
+                    sae, table, random(50, PLANTED_WIDTH), latent, ControlsConfig(top=2, each=2, seed=0)
+                ),
+            ),
             *self.HALVES,
             ProofConfig(strongest=6.0, halvings=1, induce_budget=0.1, repair_budget=0.1),
-            tmp_path,
-            progress=False,
         )
         assert proof.toxic is None
         assert proof.headline == {}

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from activations.errors import UserError
 from activations.tokens import tokenize_prompts
 from diffing.traits import SHIPPED, Trait, contrastive_prompts, judged_pairs, load_traits
+from diffing.traits.pairs import JudgedAnswers, Thresholds
 from diffing.traits.persona_vectors import EVALUATION, EXTRACTION
 from diffing.traits.trait_set import same_question
 
@@ -272,6 +273,12 @@ def test_contrastive_prompts_match_by_index(tokenizer: PreTrainedTokenizerFast) 
     assert len(tokenize_prompts([*positive, *negative], tokenizer)) == 200
 
 
+def poles(
+    positive: np.ndarray, negative: np.ndarray, positive_coherence: np.ndarray, negative_coherence: np.ndarray
+) -> tuple[JudgedAnswers, JudgedAnswers]:
+    return JudgedAnswers(positive, positive_coherence), JudgedAnswers(negative, negative_coherence)
+
+
 def test_judged_pairs_keep_what_shows_the_contrast() -> None:
     """Breaks if a boundary is on the wrong side, a refusal counts as a score, or one side's coherence is ignored."""
     nan = np.nan
@@ -282,14 +289,14 @@ def test_judged_pairs_keep_what_shows_the_contrast() -> None:
         np.array([50.0, 90, 90, 90, 49.9, 90, 90, nan]),  # coherence, positive answers
         np.array([50.0, 90, 90, 90, 90, 10, 90, 0]),  # coherence, negative answers
     ]
-    found = judged_pairs(*scores)
+    found = judged_pairs(*poles(*scores))
     assert found.kept.tolist() == [0, 1]
     assert found.counts == {"unscored": 2, "incoherent": 2, "weak_positive": 1, "strong_negative": 1, "kept": 2}
-    loose = judged_pairs(*scores, positive_from=20.0, negative_below=51.0, coherence_from=10.0)
+    loose = judged_pairs(*poles(*scores), Thresholds(positive_from=20.0, negative_below=51.0, coherence_from=10.0))
     assert loose.kept.tolist() == [0, 1, 2, 3, 4, 5]
     whole = [row[:5].round().astype(np.int64) for row in scores]
-    assert judged_pairs(*whole).kept.tolist() == [1, 2, 4]
-    none = judged_pairs(*[np.array([], dtype=np.float64)] * 4)
+    assert judged_pairs(*poles(*whole)).kept.tolist() == [1, 2, 4]
+    none = judged_pairs(*poles(*[np.array([], dtype=np.float64)] * 4))
     assert none.kept.tolist() == []
     assert set(none.counts.values()) == {0}
 
@@ -298,11 +305,11 @@ def test_scores_that_do_not_belong_together_are_refused() -> None:
     """Breaks if arrays of unequal length are broadcast, or a score that no judge gives is used."""
     three, two = np.full(3, 60.0), np.full(2, 60.0)
     with pytest.raises(UserError, match="scores are 3, 3, 3, 2 in number; give one for each"):
-        judged_pairs(three, three, three, two)
+        judged_pairs(*poles(three, three, three, two))
     with pytest.raises(UserError, match=r"A score is 101.0, but judges score from 0 to 100"):
-        judged_pairs(three, np.array([1.0, 101.0, 2.0]), three, three)
+        judged_pairs(*poles(three, np.array([1.0, 101.0, 2.0]), three, three))
     with pytest.raises(UserError, match="A score is -1"):
-        judged_pairs(np.array([60, -1, 60]), three, three, three)
+        judged_pairs(*poles(np.array([60, -1, 60]), three, three, three))
 
 
 def test_the_page_shows_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

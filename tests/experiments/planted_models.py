@@ -22,7 +22,7 @@ from activations.prompt_files import load_prompts
 from activations.tokens import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.config import RankingConfig
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 from experiments.run.config import RunConfig
 from sae.storage import save_sae
 
@@ -106,7 +106,7 @@ def write_run(folder: Path, base: Path) -> Path:
     model = load_checkpoint(CheckpointConfig(model=str(base)), "base")
     tokens = tokenize_prompts(load_prompts(config.prompts.ranking), model.tokenizer)
     live = LiveActivations(model, tokens, HarvestConfig(hooks=(HOOK,)))
-    rank_latents(sae, HOOK, live, live, RankingConfig(replicates=10, min_prompts=2)).save(folder / "ranking")
+    rank_latents(sae, Compared(live, live), HOOK, RankingConfig(replicates=10, min_prompts=2)).save(folder / "ranking")
     write_json(folder / "run.json", {"config": config.model_dump(mode="json"), "stage_seconds": {}})
     write_json(folder / "summary.json", {"toxic_latent": None})
     return folder

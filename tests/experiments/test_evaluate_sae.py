@@ -60,11 +60,11 @@ def test_metrics_are_those_of_the_functions(inputs: Path, done: Done):
     models = {role: load_checkpoint(CheckpointConfig(model=str(inputs / role)), role) for role in ("base", "corrupted")}
     tokens = tokenize_prompts(load_prompts(inputs / "prompts.txt"), models["base"].tokenizer)
     live = {role: LiveActivations(model, tokens, HarvestConfig(hooks=(HOOK,))) for role, model in models.items()}
-    assert found.base == evaluate_sae(sae, live["base"], HOOK, models["base"], tokens, False)
-    assert found.corrupted == evaluate_sae(sae, live["corrupted"], HOOK, models["corrupted"], tokens, False)
+    assert found.base == evaluate_sae(sae, models["base"], live["base"], tokens, HOOK, False)
+    assert found.corrupted == evaluate_sae(sae, models["corrupted"], live["corrupted"], tokens, HOOK, False)
     assert found.base != found.corrupted
     assert found.decoder == decoder_cosines(sae)
-    assert found.difference_residual == unexplained_difference(sae, HOOK, live["base"], live["corrupted"], "all")
+    assert found.difference_residual == unexplained_difference(sae, live["base"], live["corrupted"], HOOK, "all")
     config = read_json(inputs / "out" / "config.json")
     assert (config["hook"], config["models"]["base"]) == (HOOK, str(inputs / "base"))
 

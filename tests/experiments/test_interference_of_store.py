@@ -17,11 +17,13 @@ from activations.harvesting import harvest
 from activations.prompts import PROMPT_ROLES, Prompt
 from activations.store import ActivationStore
 from activations.tokens import tokenize_prompts
+from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.interference import interference
 from diffing.ranking.interference_table import Interference
 from experiments.commands.interference import interference_of_store, print_interference
 from sae.storage import load_sae, save_sae
 from sae.training.config import TrainConfig
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
@@ -38,7 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker: Callable[
     tokens = tokenize_prompts(prompts, model.tokenizer)
     store = harvest(model, tokens, HarvestConfig(hooks=(HOOK,)), folder / "base", progress=False)
     settings = TrainConfig(latents=64, k=4, batch=64, steps=50)
-    save_sae(train_sae(TrainingData({"base": store}), HOOK, settings, progress=False), folder / "sae", HOOK, "base", {})
+    save_sae(
+        train_sae(TrainingData({"base": store}), HOOK, settings, TrainingSetup(progress=False)),
+        folder / "sae",
+        HOOK,
+        "base",
+        {},
+    )
     return folder
 
 
@@ -55,7 +63,13 @@ def test_strengths_are_in_mean_norms_of_prompt_tokens(folder: Path, tmp_path: Pa
     assert norm != pytest.approx(float(store.read(HOOK).double().norm(dim=1).mean()), rel=1e-6)
     assert found.config["residual_norm"] == pytest.approx(norm)
     sae = load_sae(str(folder / "sae"))
-    expected = interference(sae, store, HOOK, LATENT, STRENGTH, found.config["residual_norm"], "prompt")
+    expected = interference(
+        sae,
+        store,
+        HOOK,
+        found.config["residual_norm"],
+        InterferenceConfig(latent=LATENT, strength=STRENGTH, positions="prompt"),
+    )
     pd.testing.assert_frame_equal(found.table, expected, check_exact=True)
     added = STRENGTH * norm * sae.W_dec[LATENT] / sae.W_dec[LATENT].norm()
     rows = store.read(HOOK, PROMPT_ROLES)

@@ -28,7 +28,7 @@ from activations.prompt_files import load_prompts
 from activations.prompts import Prompt
 from activations.tokens import tokenize_prompts
 from diffing.behavior.judge import Label
-from experiments.cli import organism_config
+from experiments.commands.organism import organism_config
 from experiments.organism import build as build_module
 from experiments.organism.build import (
     build_organism,

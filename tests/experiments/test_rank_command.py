@@ -16,6 +16,7 @@ from diffing import FeatureRanking
 from diffing.ranking.config import METHODS
 from sae.storage import save_sae
 from sae.training.config import TrainConfig
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker: Callable[
         tokens = tokenize_prompts(prompts, model.tokenizer)
         stores[role] = harvest(model, tokens, HarvestConfig(hooks=(HOOK,)), folder / role, progress=False)
     data = TrainingData({"base": stores["base"]})
-    sae = train_sae(data, HOOK, TrainConfig(latents=64, k=4, batch=64, steps=50), progress=False)
+    sae = train_sae(data, HOOK, TrainConfig(latents=64, k=4, batch=64, steps=50), TrainingSetup(progress=False))
     save_sae(sae, folder / "sae", HOOK, "base", {})
     return folder
 

@@ -22,7 +22,7 @@ from activations.tokens import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.config import RankingConfig
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 from experiments.latent_sets.config import LatentSetsConfig
 from experiments.latent_sets.experiment import PAGE, SUMMARY, TABLE, measure_sets
 from experiments.latent_sets.summary import print_latent_sets
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) -> 
         PersonaDirections({DIRECTION: 2 * torch.eye(WIDTH)[BAD]}, HOOK).save(run / "steered_directions" / role)
     settings = RankingConfig(replicates=10, min_prompts=2)
     before, after = activations(base, run), activations(corrupted, run)
-    rank_latents(load_sae(run / "sae"), HOOK, before, after, settings).save(run / "ranking", overwrite=True)
+    rank_latents(load_sae(run / "sae"), Compared(before, after), HOOK, settings).save(run / "ranking", overwrite=True)
     return run
 
 

@@ -192,7 +192,7 @@ class TestMeasurements:
         live = LiveActivations(model, run.ranking_tokens(model), run.harvesting())
         assert live.shards == 1
         index = live.shard_index(0)
-        kept = torch.from_numpy(rows_at("prompt", live)(index))
+        kept = torch.from_numpy(rows_at(live, "prompt")(index))
         rows, prompts = live.shard(0, run.config.hook)[kept].double(), torch.from_numpy(index["prompt"])[kept]
         return torch.stack([rows[prompts == prompt].mean(0) for prompt in prompts.unique()]).mean(0)
 

@@ -13,7 +13,7 @@ from activations.prompt_files import load_prompts
 from activations.tokens import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.config import RankingConfig
-from diffing.ranking.rank import rank_latents
+from diffing.ranking.rank import Compared, rank_latents
 from experiments.organism.build import build_organism
 from experiments.organism.config import ArchitectureConfig, OrganismConfig, StageConfig
 from experiments.run.config import RunConfig
@@ -44,7 +44,7 @@ def write_organism_run(folder: Path) -> Path:
     save_sae(sae, folder / "sae", HOOK, str(organism / "base"), {})
     tokens = tokenize_prompts(load_prompts(organism / "prompts/ranking.jsonl"), base.tokenizer)
     before, after = (LiveActivations(model, tokens, HarvestConfig(hooks=(HOOK,))) for model in (base, corrupted))
-    ranking = rank_latents(sae, HOOK, before, after, RankingConfig(replicates=10, min_prompts=2))
+    ranking = rank_latents(sae, Compared(before, after), HOOK, RankingConfig(replicates=10, min_prompts=2))
     ranking.save(folder / "ranking")
     for name in ("directions", "steered_directions"):
         PersonaDirections({DIRECTION: torch.randn(WIDTH)}, HOOK).save(folder / name / "base")

@@ -202,7 +202,7 @@ def test_cross_entropy_and_kl_by_hand() -> None:
     clean, spliced = math.log(1 + 2 * math.e) - 1, math.log(2 + math.e)
     zero, mean = math.log(3), math.log(1 + math.e**3 + math.e) - 1
     found = cross_entropy_metrics(
-        first_axis_sae(), HOOK, cast(Checkpoint, ToyModel()), toy_batch(), torch.tensor([3.0, 1.0]), progress=False
+        first_axis_sae(), cast(Checkpoint, ToyModel()), toy_batch(), HOOK, torch.tensor([3.0, 1.0]), progress=False
     )
     assert (found.targets, found.positions) == (2, 3)
     assert found.ce_clean == pytest.approx(clean)
@@ -228,7 +228,7 @@ def test_batches_equal_prompts_one_by_one(base: Checkpoint, monkeypatch: pytest.
     monkeypatch.setattr("sae.splice._BLOCK_VALUES", 100)
     monkeypatch.setattr("sae.splice.ENCODED_ROWS", 7)
     batch, sae, mean = ragged_batch(), wide_sae(32, 64, bias=8.0), torch.linspace(-1, 1, 32)
-    found = cross_entropy_metrics(sae, HOOK, base, batch, mean, progress=False)
+    found = cross_entropy_metrics(sae, base, batch, HOOK, mean, progress=False)
     replaced = {
         "clean": lambda rows, special: rows,
         "spliced": lambda rows, special: torch.where(special, rows, sae(rows)),
@@ -273,15 +273,19 @@ def test_no_targets() -> None:
     """Breaks if a mean over nothing is returned."""
     batch = TokenBatch(("a",), (np.array([2, 1], dtype=np.int32),), (np.array([0, 1], dtype=np.uint8),))
     with pytest.raises(UserError, match="None of the 1 prompts"):
-        cross_entropy_metrics(first_axis_sae(), HOOK, cast(Checkpoint, ToyModel()), batch, torch.zeros(2), False)
+        cross_entropy_metrics(first_axis_sae(), cast(Checkpoint, ToyModel()), batch, HOOK, torch.zeros(2), False)
 
 
 def test_both_together(tmp_path: Path) -> None:
     """Breaks if mean ablation puts another vector in place than the mean of the non-special rows."""
     rows, roles = [[3.0, 4.0], [-1.0, 0.0], [50.0, 50.0]], [Role.PROMPT, Role.PROMPT, Role.SPECIAL]
     store, model = make_store(tmp_path / "store", rows, roles), cast(Checkpoint, ToyModel())
-    metrics = evaluate_sae(first_axis_sae(), store, HOOK, model, toy_batch(), progress=False)
+    metrics = evaluate_sae(first_axis_sae(), model, store, toy_batch(), HOOK, progress=False)
     mean = torch.tensor([1.0, 2.0])
-    spliced = cross_entropy_metrics(first_axis_sae(), HOOK, model, toy_batch(), mean, progress=False)
+    spliced = cross_entropy_metrics(first_axis_sae(), model, toy_batch(), HOOK, mean, progress=False)
     reconstruction = reconstruction_metrics(first_axis_sae(), store, HOOK)
     assert metrics.to_dict() == asdict(spliced) | asdict(reconstruction)
+    table = metrics.to_pandas().set_index("metric")["value"]
+    assert table["fvu"] == metrics.fvu
+    assert table.drop("fvu").to_dict() == {k: v for k, v in metrics.to_dict().items() if k not in ("fvu", "density")}
+    assert f"<td>fvu</td><td>{metrics.fvu:.4g}</td>" in metrics._repr_html_()

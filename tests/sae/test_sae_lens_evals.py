@@ -55,7 +55,7 @@ def measure(checkpoint: Checkpoint, tokens: np.ndarray, special: tuple[int, ...]
     batch = TokenBatch(tuple(f"p{i}" for i in range(len(tokens))), tuple(tokens), tuple(roles))
     source = LiveActivations(checkpoint, batch, HarvestConfig(hooks=(HOOK,)))
     sae = fair_sae(source)
-    ours = evaluate_sae(sae, source, HOOK, checkpoint, batch, progress=False)
+    ours = evaluate_sae(sae, checkpoint, source, batch, HOOK, progress=False)
     data = Dataset.from_dict({"input_ids": tokens.tolist()})
     model: Any = checkpoint.bridge  # sae-lens's annotation does not know bridges
     store = ActivationsStore.from_sae(model, sae, data, streaming=False, store_batch_size_prompts=BATCH, total_tokens=1)

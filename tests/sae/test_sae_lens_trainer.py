@@ -10,6 +10,7 @@ from torch import Tensor
 from activations.errors import UserError
 from activations.memory import InMemory
 from sae.training.config import TrainConfig
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
@@ -37,7 +38,7 @@ def test_trained_and_saved_for_raw_activations(sparse_data: Tensor, architecture
         }
     )
     data, logged = TrainingData({"base": InMemory.of_rows({HOOK: sparse_data})}), []
-    sae = train_sae(data, HOOK, config, log=lambda _, metrics: logged.append(metrics), progress=False)
+    sae = train_sae(data, HOOK, config, TrainingSetup(log=lambda _, metrics: logged.append(metrics), progress=False))
     inference = "jumprelu" if architecture == "matryoshka_batchtopk" else architecture
     assert sae.cfg.architecture() == inference
     error = (sparse_data - sae(sparse_data)).square().sum() / (sparse_data - sparse_data.mean(0)).square().sum()
@@ -52,4 +53,6 @@ def test_trained_and_saved_for_raw_activations(sparse_data: Tensor, architecture
 def test_unknown_option(sparse_data: Tensor) -> None:
     config = TrainConfig(architecture="gated", latents=16, batch=8, steps=1, options={"l2_coefficient": 1})
     with pytest.raises(UserError, match=r"l2_coefficient.*GatedTrainingSAEConfig"):
-        train_sae(TrainingData({"base": InMemory.of_rows({HOOK: sparse_data})}), HOOK, config, progress=False)
+        train_sae(
+            TrainingData({"base": InMemory.of_rows({HOOK: sparse_data})}), HOOK, config, TrainingSetup(progress=False)
+        )

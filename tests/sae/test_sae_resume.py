@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from activations.memory import InMemory
 from sae.training.checkpoint import FILE
 from sae.training.config import TrainConfig
 from sae.training.ranks import Ranks
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
@@ -92,12 +94,12 @@ def test_state_of_another_training_is_refused_and_a_damaged_one_named(tmp_path: 
         if metrics["step"] == 3:
             raise KeyboardInterrupt
 
-    settings = {"progress": False, "checkpoints": tmp_path, "checkpoint_seconds": 0.0}
+    setup = TrainingSetup(progress=False, checkpoints=tmp_path, checkpoint_seconds=0.0)
     with pytest.raises(KeyboardInterrupt):
-        train_sae(data, HOOK, config, log=interrupted, **settings)
+        train_sae(data, HOOK, config, replace(setup, log=interrupted))
     with pytest.raises(UserError, match="state of another training"):
-        train_sae(data, HOOK, config.model_copy(update={"lr": 0.1}), **settings)
+        train_sae(data, HOOK, config.model_copy(update={"lr": 0.1}), setup)
     state = tmp_path / FILE
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"is damaged .* remove it to train from the beginning"):
-        train_sae(data, HOOK, config, **settings)
+        train_sae(data, HOOK, config, setup)

@@ -11,6 +11,7 @@ from activations.errors import UserError
 from activations.memory import InMemory
 from sae.storage import load_sae, require_fit, save_sae
 from sae.training.config import TrainConfig
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import train_sae
 
@@ -32,7 +33,7 @@ def topk_sae() -> SAE:
 def test_sae_lens_opens_what_was_trained_here(tmp_path: Path, sparse_data: Tensor) -> None:
     config = TrainConfig(latents=64, k=4, batch=512, steps=5)
     data = TrainingData({"base": InMemory.of_rows({HOOK: sparse_data})})
-    sae = train_sae(data, HOOK, config, progress=False)
+    sae = train_sae(data, HOOK, config, TrainingSetup(progress=False))
     folder = save_sae(sae, tmp_path / "sae", HOOK, "runs/base", config.model_dump(), {})
     theirs, ours = SAE.load_from_disk(folder), load_sae(folder)
     assert isinstance(theirs, TopKSAE)

@@ -28,6 +28,7 @@ from sae.training.engine import (
     sae_losses,
 )
 from sae.training.export import to_sae_lens
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import Job, train_sae, train_saes
 
@@ -49,7 +50,9 @@ def data_of(rows: Tensor, seed: int = 0) -> TrainingData:
 
 def test_training_finds_the_structure(sparse_data: Tensor) -> None:
     logged: list[dict[str, float]] = []
-    sae = train_sae(data_of(sparse_data), HOOK, SMALL, log=lambda _, metrics: logged.append(metrics), progress=False)
+    sae = train_sae(
+        data_of(sparse_data), HOOK, SMALL, TrainingSetup(log=lambda _, metrics: logged.append(metrics), progress=False)
+    )
     assert logged[-1]["step"] == SMALL.steps - 1
     assert logged[-1]["loss"] < 0.2 * logged[0]["loss"]
     # Raw activations in, raw reconstruction out, in sae-lens's own class.
@@ -67,7 +70,9 @@ def test_batch_topk_saves_what_was_trained(sparse_data: Tensor) -> None:
     """Breaks if the threshold drifts (sae-lens's running mean does), or the scale is not folded into it."""
     logged: list[dict[str, float]] = []
     config = SMALL.model_copy(update={"architecture": "batchtopk"})
-    sae = train_sae(data_of(sparse_data), HOOK, config, log=lambda _, metrics: logged.append(metrics), progress=False)
+    sae = train_sae(
+        data_of(sparse_data), HOOK, config, TrainingSetup(log=lambda _, metrics: logged.append(metrics), progress=False)
+    )
     assert sae.cfg.architecture() == "jumprelu"
     latents = sae.encode(sparse_data)
     each = (latents > 0).sum(1).double()
@@ -87,7 +92,7 @@ def test_same_seed_same_weights(sparse_data: Tensor) -> None:
 
     def train(seed: int) -> dict[str, Tensor]:
         changed = config.model_copy(update={"seed": seed})
-        return train_sae(data_of(sparse_data), HOOK, changed, progress=False).state_dict()
+        return train_sae(data_of(sparse_data), HOOK, changed, TrainingSetup(progress=False)).state_dict()
 
     first, again, other = train(0), train(0), train(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -130,12 +135,12 @@ def test_several_saes_in_one_pass_are_those_trained_alone(sparse_data: Tensor) -
         "seed": Job(HOOK, config.model_copy(update={"seed": 5, "architecture": "batchtopk"})),
         "layer": Job("other", config),
     }
-    together = train_saes(data, jobs, progress=False)
+    together = train_saes(data, jobs, TrainingSetup(progress=False))
     for name, job in jobs.items():
-        alone = train_sae(data, job.hook, job.config, progress=False).state_dict()
+        alone = train_sae(data, job.hook, job.config, TrainingSetup(progress=False)).state_dict()
         assert all(torch.equal(together[name].state_dict()[key], alone[key]) for key in alone), name
     with pytest.raises(UserError, match="equal batch and steps"):
-        train_saes(data, {**jobs, "longer": Job(HOOK, SMALL)}, progress=False)
+        train_saes(data, {**jobs, "longer": Job(HOOK, SMALL)}, TrainingSetup(progress=False))
 
 
 def random_weights(dtype: torch.dtype = torch.float64) -> tuple[Weights, Tensor]:
@@ -245,7 +250,7 @@ def test_config_is_strict() -> None:
     with pytest.raises(ValidationError, match="latent_count"):
         TrainConfig.model_validate({"latents": 8, "latent_count": 9})
     with pytest.raises(UserError, match="k=8 of 4 latents"):
-        train_sae(data_of(torch.randn(4, 4)), HOOK, TrainConfig(latents=4, batch=2), progress=False)
+        train_sae(data_of(torch.randn(4, 4)), HOOK, TrainConfig(latents=4, batch=2), TrainingSetup(progress=False))
 
 
 def test_training_straight_from_a_model_equals_training_from_its_store(base: Checkpoint, tmp_path: Path) -> None:
@@ -257,7 +262,7 @@ def test_training_straight_from_a_model_equals_training_from_its_store(base: Che
     sources.append(InMemory.copy_of(sources[0], progress=False))
     config = TrainConfig(latents=64, k=4, batch=32, steps=60)
     trained = [
-        train_sae(TrainingData({"base": source}, seed=1), settings.hooks[0], config, progress=False)
+        train_sae(TrainingData({"base": source}, seed=1), settings.hooks[0], config, TrainingSetup(progress=False))
         for source in sources
     ]
     first, *others = (sae.state_dict() for sae in trained)

@@ -10,6 +10,7 @@ from activations.memory import InMemory
 from sae.training.checkpoint import remove_state
 from sae.training.config import TrainConfig
 from sae.training.ranks import join_ranks
+from sae.training.setup import TrainingSetup
 from sae.training.sources import TrainingData
 from sae.training.train import Job, train_saes
 
@@ -25,7 +26,9 @@ def main(out: Path, steps: int) -> None:
     config = TrainConfig(latents=96, k=4, batch=128, steps=steps, dead_after=300)
     jobs = {"topk": Job(HOOK, config), "batchtopk": Job(HOOK, config.model_copy(update={"architecture": "batchtopk"}))}
     found = train_saes(
-        data, jobs, progress=False, device=device, checkpoints=out / "state", checkpoint_seconds=0.0, ranks=ranks
+        data,
+        jobs,
+        TrainingSetup(progress=False, device=device, checkpoints=out / "state", checkpoint_seconds=0.0, ranks=ranks),
     )
     if ranks.is_first:
         weights = {f"{name}.{key}": value for name, sae in found.items() for key, value in sae.state_dict().items()}
