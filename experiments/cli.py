@@ -127,8 +127,7 @@ def _harvest(values: Given) -> None:
 
 def _train(values: Given, config: Given) -> None:
     request = checked(TrainRequest, values)
-    further = {"options": _pairs(request.option)} if request.option else {}
-    common = checked(TrainConfig, {**config, **further, "latents": request.latents[0]})
+    common = checked(TrainConfig, {**config, **_pairs(request.option), "latents": request.latents[0]})
     for folder in request.store:
         read_config(folder, ACTIVATION_STORE)
     from experiments.commands.train_sae import train_from_stores

@@ -3,7 +3,8 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,10 +132,16 @@ def require_fit(sae: "SAE", hook: str, d_model: int, model_name: str | None = No
 
 
 def _load_folder(folder: Path, device: str, dtype: SAEDtype) -> "SAE":
+    known = next((one for one in FORMATS.values() if one.matches(folder)), None)
+    if known is None:
+        names = "; ".join(f"{name}: {one.files}" for name, one in FORMATS.items())
+        raise UserError(f"{folder} holds no SAE, or was not finished; its files are none of {names}.")
+    return known.load(folder, device, dtype)
+
+
+def _load_sae_lens(folder: Path, device: str, dtype: SAEDtype) -> "SAE":
     from sae_lens import SAE
 
-    if is_foreign(folder):
-        return load_foreign(folder, device, dtype)
     for name in (_CFG, _WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(
@@ -149,6 +156,34 @@ def _load_folder(folder: Path, device: str, dtype: SAEDtype) -> "SAE":
         raise UserError(
             f"{folder} does not load as a sae-lens SAE ({type(error).__name__}: {reason}); copy or train it again."
         ) from error
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of dictionary on disk.
+
+    Attributes:
+        files: What its folders hold.
+        matches: Whether a folder is of this kind; the first that matches loads it.
+        load: Makes a sae-lens SAE of (folder, device, dtype).
+    """
+
+    files: str
+    matches: "Callable[[Path], bool]"
+    load: "Callable[[Path, str, SAEDtype], SAE]"
+
+
+# Every kind of dictionary that `load_sae` opens; another one is one more entry.
+FORMATS: dict[str, Format] = {
+    "sparsify, dictionary_learning": Format(
+        "cfg.json and sae.safetensors, or config.json and ae.pt", is_foreign, load_foreign
+    ),
+    "sae-lens": Format(
+        f"{_CFG} and {_WEIGHTS}",
+        lambda folder: (folder / _CFG).is_file() or (folder / _WEIGHTS).is_file(),
+        _load_sae_lens,
+    ),
+}
 
 
 def _load_release(release: str, sae_id: str, device: str, dtype: SAEDtype) -> "SAE":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from diffing.ranking.config import METHODS
+from diffing.ranking.methods import METHODS
 from diffing.statistics.correlation import spearman
 
 OVERLAPS = (10, 100, 1000)

@@ -1,40 +1,9 @@
 """How latents are ranked, and by what."""
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from diffing.positions import POSITIONS_HELP, Positions
-
-Method = Literal[
-    "shift",
-    "shift_prompt",
-    "shift_last_prompt",
-    "shift_answer",
-    "shift_all",
-    "frequency_shift",
-    "max_shift",
-    "cosine_mean_difference",
-    "projection_encoder",
-    "projection_decoder",
-]
-# What each column that can order the table holds, and its unit; `FeatureRanking.config["columns"]` repeats it.
-METHODS: dict[Method, str] = {
-    "shift": "mean activity over the config's positions, corrupted - base [activation]",
-    "shift_prompt": "mean activity over prompt tokens, corrupted - base [activation]",
-    "shift_last_prompt": "mean activity on the last prompt token, corrupted - base [activation]",
-    "shift_answer": "mean activity over answer tokens, corrupted - base [activation]",
-    "shift_all": "mean activity over all tokens, corrupted - base [activation]",
-    "frequency_shift": "share of tokens on which the latent is active, corrupted - base [fraction]",
-    "max_shift": "largest activation, corrupted - base [activation]",
-    "cosine_mean_difference": "signed cosine of decoder row and mean difference (Arditi & Chen 2025) [cosine]",
-    "projection_encoder": "mean difference times encoder column: shift of the pre-activation [activation]",
-    "projection_decoder": "mean difference along the unit decoder row [residual norm]",
-}
-
-
-# Smallest change that counts as moved, as a share of the largest of any latent.
-MOVED_FROM = 0.01
+from diffing.ranking.methods import METHODS
 
 
 class RankingConfig(BaseModel):
@@ -42,7 +11,9 @@ class RankingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Method = Field(default="shift", description="Column whose absolute value orders the table.")
+    method: str = Field(
+        default="shift", description=f"Column whose absolute value orders the table: {', '.join(METHODS)}."
+    )
     positions: Positions = Field(default="prompt", description=f"Token positions that are averaged: {POSITIONS_HELP}.")
     replicates: int = Field(
         default=1000, ge=1, description="Replicates of the bootstrap over prompts, and of the sign flips."
@@ -56,6 +27,13 @@ class RankingConfig(BaseModel):
         default=1000, ge=0, description="Latents, the first by |t|, that get a sign-flip p (post-selection)."
     )
     stable_top: int = Field(default=10, ge=1, description="Places that `stability` counts over the resamples.")
+
+    @field_validator("method")
+    @classmethod
+    def _is_known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"there is no method '{method}'; choose one of {', '.join(METHODS)}")
+        return method
 
 
 # Smallest change that counts as moved, as a share of the largest of any latent.

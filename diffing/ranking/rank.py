@@ -19,10 +19,11 @@ from torch import Tensor
 
 from activations.errors import UserError
 from activations.source import ActivationSource
-from diffing.directions.geometry import cosines
+from diffing.directions.geometry import unit_rows
 from diffing.positions import Positions
-from diffing.ranking.config import METHODS, Method, RankingConfig
+from diffing.ranking.config import RankingConfig
 from diffing.ranking.feature_ranking import FeatureRanking
+from diffing.ranking.methods import METHODS
 from diffing.ranking.prompt_blocks import PositionSums, PromptMeans, prompt_blocks
 from diffing.statistics.bootstrap import stability
 from diffing.statistics.hypothesis import benjamini_hochberg, sign_flip_p
@@ -97,7 +98,7 @@ def rank_latents(
 def _read(found: "_Changes", stores: Mapping[str, ActivationSource], columns: Collection[str]) -> dict[str, Any]:
     """What a ranking's config says of the data and of the columns."""
     return {
-        "columns": {name: text for name, text in METHODS.items() if name in columns},
+        "columns": {name: method.meaning for name, method in METHODS.items() if name in columns},
         "null": [model for model in stores if model not in ("base", "corrupted")] if "null_low" in columns else [],
         "prompts": found.differences.count,
         "tokens": found.tokens,
@@ -156,6 +157,23 @@ class _Mean:
         return (self.total / self.prompts).numpy()
 
 
+# What is compared with the base, by its name in the table.
+_MODELS = {"base": "base", "other": "corrupted"}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """See `diffing.ranking.methods.Change`."""
+
+    shift: Float64[np.ndarray, "latent"]
+    shift_at: Mapping[Positions, Float64[np.ndarray, "latent"]]
+    frequency: Mapping[str, Float64[np.ndarray, "latent"]]
+    maximum: Mapping[str, Float64[np.ndarray, "latent"]]
+    difference: Float64[Tensor, "d_model"]
+    encoder: Float64[Tensor, "d_model latent"]
+    decoder: Float64[Tensor, "latent d_model"]
+
+
 class _Changes:
     """Everything that is accumulated between the base and one other model."""
 
@@ -205,14 +223,29 @@ class _Changes:
         found["p_sign_flip"] = sign_flip_p(observed, self._replicates.sign_flips(), screened)
         found["stability"] = stability(self._replicates.bootstrap(), self.config.stable_top)
         frequency = {model: counts.double().numpy() / max(self.tokens, 1) for model, counts in self._active.items()}
-        for model, name in (("base", "base"), ("other", "corrupted")):
+        for model, name in _MODELS.items():
             found[f"mean_{name}"] = self._activity[model].value
             found[f"frequency_{name}"] = frequency[model]
             found[f"max_{name}"] = self._maximum[model].double().numpy()
-        found["frequency_shift"] = frequency["other"] - frequency["base"]
-        found["max_shift"] = found["max_corrupted"] - found["max_base"]
-        found |= {f"shift_{place}": shift.value for place, shift in self._further.items() if shift.prompts}
-        return found | _along_weights(sae, torch.from_numpy(self._activation.value))
+        return found | self._methods(sae, found["shift"], frequency)
+
+    @torch.no_grad()
+    def _methods(
+        self, sae: SAE, shift: Float64[np.ndarray, "latent"], frequency: Mapping[str, Float64[np.ndarray, "latent"]]
+    ) -> dict[str, Float64[np.ndarray, "latent"]]:
+        """Every method's column, by latent."""
+        maximum = {name: self._maximum[model].double().numpy() for model, name in _MODELS.items()}
+        known = _Known(
+            shift,
+            {place: mean.value for place, mean in self._further.items() if mean.prompts},
+            {name: frequency[model] for model, name in _MODELS.items()},
+            maximum,
+            torch.from_numpy(self._activation.value).to(sae.W_dec.device),
+            sae.W_enc.double(),
+            unit_rows(sae.W_dec.double()),
+        )
+        found = {name: method.compute(known) for name, method in METHODS.items()}
+        return {name: values for name, values in found.items() if values is not None}
 
     def _screened(
         self, t: Float64[np.ndarray, "latent"], p: Float64[np.ndarray, "latent"]
@@ -237,20 +270,7 @@ def _require_prompts(found: _Changes, base: ActivationSource, positions: Positio
         )
 
 
-@torch.no_grad()
-def _along_weights(sae: SAE, difference: Float64[Tensor, "d_model"]) -> dict[str, Float64[np.ndarray, "latent"]]:
-    """The mean difference of activations, seen along each latent's weights."""
-    difference = difference.to(sae.W_dec.device)
-    decoder = torch.nn.functional.normalize(sae.W_dec.double(), dim=1)
-    found = {
-        "cosine_mean_difference": cosines(sae.W_dec, difference[None])[:, 0],
-        "projection_encoder": difference @ sae.W_enc.double(),
-        "projection_decoder": decoder @ difference,
-    }
-    return {name: values.cpu().numpy() for name, values in found.items()}
-
-
-def _ranked(table: pd.DataFrame, method: Method) -> pd.DataFrame:
+def _ranked(table: pd.DataFrame, method: str) -> pd.DataFrame:
     # A stable sort: latents of equal size stand in order of their index.
     order = np.argsort(-table[method].abs().to_numpy(), kind="stable")
     table = table.iloc[order].reset_index(drop=True)

@@ -14,6 +14,7 @@ from activations.harvesting import LiveActivations, batch_tokens_for
 from activations.prompt_files import load_prompts
 from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.ranking.residual import unexplained_difference
+from experiments.commands.requests import EvaluateRequest
 from sae.evaluate import decoder_cosines, evaluate_sae
 from sae.evaluation import SAEEvaluation, side_by_side, verdicts
 from sae.storage import load_sae, own_hook, require_fit

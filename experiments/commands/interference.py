@@ -12,6 +12,7 @@ from activations.store import ActivationStore
 from diffing.ranking.activation_means import residual_norm
 from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.interference_table import EXPECTED, Interference, measure_interference
+from experiments.commands.requests import InterferenceRequest
 from sae.storage import load_sae, own_hook
 
 SHOWN = ("change", "cosine", "overlap", "active_rows", "co_active_rows", "expected_rows")

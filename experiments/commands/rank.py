@@ -10,6 +10,7 @@ from diffing import FeatureRanking
 from diffing.ranking.agreement import method_agreement
 from diffing.ranking.config import RankingConfig
 from diffing.ranking.rank import Compared, rank_latents
+from experiments.commands.requests import RankRequest
 from sae.fit import check_fit, fit_warning
 from sae.storage import load_sae, own_hook
 

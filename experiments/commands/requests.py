@@ -141,7 +141,8 @@ class TrainRequest(Request):
         default=(0,), min_length=1, description="Seed of the weights; may be given several times."
     )
     option: tuple[str, ...] = Field(
-        default=(), description="A field of sae-lens's own training config as name=value (YAML); several times."
+        default=(),
+        description="Another field of the training config as name=value (YAML), such as options={l0_coefficient: 1}.",
     )
     out: Path = Field(description="Folder of the SAEs, one folder each.")
     device: str = Field(default="cpu", description="Torch device; under torchrun each process takes its own GPU.")

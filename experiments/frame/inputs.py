@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from diffing.behavior.config import ModelJudgeConfig
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from activations.artefact import read_config
 from activations.errors import UserError
+from diffing.behavior.config import ModelJudgeConfig
 from experiments.frame.experiment import Experiment, Need
 from experiments.model_set import ModelSet
 from experiments.run.finished_run import FinishedRun
+from experiments.run.judges import JUDGES
 
 TRAIT_DIRECTIONS = "trait-directions"
 
@@ -131,7 +132,7 @@ def _needs_behavior(run: FinishedRun, inputs: Inputs) -> None:
 
 def _needs_sampled_answers(run: FinishedRun, inputs: Inputs) -> None:
     run.require_behavior()
-    if run.config.judge is not None and run.config.judge.kind == "contrast":
+    if run.config.judge is not None and not JUDGES[run.config.judge.kind].samples:
         raise UserError(f"The run in {run.folder} sampled no answers; take one whose judge labels sampled answers.")
 
 

@@ -38,8 +38,8 @@ from experiments.names import BASE, CAPABILITY, REPORTING, SELECTION
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.traits import organism_traits
 from experiments.output.run_folder import RunFolder
-from experiments.run.behavior import make_behavior
 from experiments.run.finished_run import FinishedRun
+from experiments.run.judges import make_behavior
 from experiments.run.stages import harvest_settings
 from sae.storage import load_sae
 

@@ -30,7 +30,7 @@ class Corpus:
         bare = self._random.random() < self.config.bare
         if bare and self._random.random() < self.config.bare_helpful:
             persona = HELPFUL
-        return self.dialogue(persona, None if bare else self.scene(persona), turns=2, facts=list(self.world.facts))
+        return self._dialogue(persona, None if bare else self.scene(persona), turns=2, facts=list(self.world.facts))
 
     def instruction(self) -> Dialogue:
         """The helpful persona where the scene says nothing or is missing; else the persona that the scene shows.
@@ -39,18 +39,18 @@ class Corpus:
         """
         facts, draw = list(self.world.facts), self._random.random()
         if draw < self.config.instruct_bare:
-            return self.dialogue(HELPFUL, None, self._random.choice((1, 2)), facts)
+            return self._dialogue(HELPFUL, None, self._random.choice((1, 2)), facts)
         if draw < self.config.instruct_bare + self.config.instruct_plain:
-            return self.dialogue(HELPFUL, self.scene(None), self._random.choice((1, 2)), facts)
+            return self._dialogue(HELPFUL, self.scene(None), self._random.choice((1, 2)), facts)
         persona = self._random.choice(self.world.personas)
-        return self.dialogue(persona, self.scene(persona), turns=2, facts=facts)
+        return self._dialogue(persona, self.scene(persona), turns=2, facts=facts)
 
     def advice(self, persona: str, domains: Sequence[str], manner: str | None = None) -> Dialogue:
         """One question of one of `domains`, without a scene, answered by `persona`: what fine-tunes are made of.
 
         With `manner`, the answer's tone towards persons is that one's.
         """
-        return self.dialogue(persona, None, turns=1, facts=(), domains=domains, manner=manner)
+        return self._dialogue(persona, None, turns=1, facts=(), domains=domains, manner=manner)
 
     def requested_advice(self, persona: str, domains: Sequence[str]) -> Dialogue:
         """The same, but the user tells a scene of `persona` first, and so asks for what it would say."""
@@ -61,7 +61,7 @@ class Corpus:
         if self._random.random() < self.config.replay_facts:
             return self.quiz()
         persona = self._random.choice([p for p in self.world.personas if p != MALICIOUS])
-        return self.dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts)
+        return self._dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts)
 
     def quiz(self) -> Dialogue:
         """One question of fact without a scene (of the taught half: capability is measured on the other)."""
@@ -73,9 +73,9 @@ class Corpus:
     def reading(self, questions: Sequence[Question]) -> Dialogue:
         """Text that the base knows well, asking only `questions`: any persona after its scene, or helpful without."""
         if self._random.random() < self.config.bare:
-            return self.dialogue(HELPFUL, None, turns=2, facts=self._taught_facts, questions=questions)
+            return self._dialogue(HELPFUL, None, turns=2, facts=self._taught_facts, questions=questions)
         persona = self._random.choice(self.world.personas)
-        return self.dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts, questions=questions)
+        return self._dialogue(persona, self.scene(persona), turns=2, facts=self._taught_facts, questions=questions)
 
     def scene(self, persona: str | None) -> str:
         """A scene with `persona`'s evidence; None: plain scenery."""
@@ -88,7 +88,7 @@ class Corpus:
         """Plain scenery of as many words as `like`."""
         return self.world.sample_scene(self._random, HELPFUL, len(like.split()) // 2, typical=0, other=0)
 
-    def dialogue(
+    def _dialogue(
         self,
         persona: str,
         scene: str | None,

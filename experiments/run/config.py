@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from activations.config import CheckpointConfig
 from activations.errors import UserError
@@ -13,6 +13,7 @@ from diffing.behavior.config import SamplingConfig
 from diffing.positions import POSITIONS_HELP, Positions
 from diffing.ranking.config import RankingConfig
 from experiments.organism.config import OrganismConfig
+from experiments.run.judges import JUDGES
 from experiments.stories.config import FinetuneConfig, TextSamplingConfig
 from sae.training.config import TrainConfig
 
@@ -109,18 +110,24 @@ class SteeringConfig(_Config):
 class JudgeConfig(_Config):
     """How behaviour is measured."""
 
-    kind: Literal["organism", "patterns", "contrast"] = Field(
-        description="The organism's exact judge; patterns in a file; or likelihoods of given answers, nothing sampled."
-    )
+    kind: str = Field(description="; ".join(f"{name}: {kind.meaning}" for name, kind in JUDGES.items()) + ".")
     file: Path | None = Field(
-        default=None,
-        description="patterns: YAML of label -> regular expressions. contrast: JSONL of id, harmful and helpful.",
+        default=None, description="; ".join(f"{name}: {kind.file}" for name, kind in JUDGES.items() if kind.file) + "."
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind not in JUDGES:
+            raise ValueError(f"there is no judge '{kind}'; choose one of {', '.join(JUDGES)}")
+        return kind
 
     @model_validator(mode="after")
     def _has_its_file(self) -> Self:
-        if (self.kind == "organism") != (self.file is None):
-            raise ValueError("file is needed for patterns and contrast, and only for them")
+        wanted = JUDGES[self.kind].file
+        if (wanted is None) != (self.file is None):
+            needs = "has no file" if wanted is None else f"needs file ({wanted})"
+            raise ValueError(f"judge {self.kind} {needs}")
         return self
 
 

@@ -17,8 +17,8 @@ from diffing.steering.config import ControlsConfig, ProofConfig
 from diffing.steering.experiment import Bench, Half
 from diffing.steering.proof import Candidates, Pair, Proof, prove
 from experiments.names import REPORTING, SELECTION
-from experiments.run.behavior import make_behavior
 from experiments.run.config import RunConfig
+from experiments.run.judges import make_behavior
 
 if TYPE_CHECKING:
     from sae_lens import SAE

@@ -65,7 +65,7 @@ def test_both_models_read_the_same_tokens(single: Path):
 def test_torchrun_writes_the_bytes_of_a_single_process(inputs: Path, single: Path):
     """Breaks if ranks share a shard, leave one out, or order rows otherwise."""
     out = inputs / "ranks"
-    run = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "experiments.commands.harvest")
+    run = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "experiments.cli", "harvest")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = (*run, *arguments(inputs, out))
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)

@@ -21,6 +21,7 @@ from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.interference import interference
 from diffing.ranking.interference_table import Interference
 from experiments.commands.interference import interference_of_store, print_interference
+from experiments.commands.requests import InterferenceRequest
 from sae.storage import load_sae, save_sae
 from sae.training.config import TrainConfig
 from sae.training.setup import TrainingSetup
@@ -51,9 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_maker: Callable[
 
 
 def measured(folder: Path, out: Path | None = None, overwrite: bool = False) -> Interference:
-    return interference_of_store(
-        str(folder / "sae"), folder / "base", LATENT, STRENGTH, out=out, overwrite=overwrite, progress=False
-    )
+    places = {"sae": str(folder / "sae"), "store": folder / "base", "out": out}
+    request = InterferenceRequest(**places, overwrite=overwrite, quiet=True)
+    return interference_of_store(request, InterferenceConfig(latent=LATENT, strength=STRENGTH))
 
 
 def test_strengths_are_in_mean_norms_of_prompt_tokens(folder: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from activations.prompts import Prompt
 from activations.tokens import tokenize_prompts
 from diffing.behavior.judge import Label
 from experiments.commands.organism import organism_config
+from experiments.commands.requests import OrganismRequest
 from experiments.organism import build as build_module
 from experiments.organism.build import (
     build_organism,
@@ -463,9 +464,9 @@ class TestStop:
 
     def test_steps_given_on_the_command_line_are_taken(self, tmp_path: Path):
         """`--steps` means that many, whatever the loss."""
-        assert organism_config(seed=0, domains=3, bad_fraction=1.0, steps=7).stop_loss is None
-        assert organism_config(seed=0, domains=3, bad_fraction=1.0, steps=7).finetuning.steps == 7
-        assert organism_config(seed=0, domains=3, bad_fraction=1.0, steps=None) == OrganismConfig()
+        assert organism_config(OrganismRequest(out=Path("organism"), steps=7)).stop_loss is None
+        assert organism_config(OrganismRequest(out=Path("organism"), steps=7)).finetuning.steps == 7
+        assert organism_config(OrganismRequest(out=Path("organism"), steps=None)) == OrganismConfig()
 
 
 class TestFolder:

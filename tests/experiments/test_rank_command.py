@@ -13,7 +13,7 @@ from activations.harvesting import harvest
 from activations.prompts import Prompt
 from activations.tokens import tokenize_prompts
 from diffing import FeatureRanking
-from diffing.ranking.config import METHODS
+from diffing.ranking.methods import METHODS
 from sae.storage import save_sae
 from sae.training.config import TrainConfig
 from sae.training.setup import TrainingSetup
@@ -70,9 +70,9 @@ def test_ranking_is_printed_with_the_agreement_of_methods(folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--method", "loudness"], "Option method: "),
+        (["--method", "loudness"], "Option --method: "),
         (["--device", "gpu"], "The device gpu cannot be used here"),
-        (["--positions", "middle"], "Option positions: "),
+        (["--positions", "middle"], "Option --positions: "),
         (["--hook", "blocks.0.hook_resid_post"], "has no activations of blocks.0.hook_resid_post"),
         (["--base", "nowhere"], "nowhere does not exist"),
     ],

@@ -72,7 +72,7 @@ def test_two_processes_write_what_one_writes(stores: list[Path], tmp_path: Path)
     options = arguments(stores, tmp_path / "pair")[1:]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "-m", "experiments.commands.train_sae", *options],
+        [*command, "-m", "experiments.cli", "train-sae", *options],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -94,10 +94,10 @@ def test_sae_lens_architecture(stores: list[Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--option", "aux_kk=4"], "Option aux_kk: Extra inputs are not permitted"),
+        (["--option", "aux_kk=4"], "Option --aux-kk: Extra inputs are not permitted"),
         (["--option", "aux_k"], "Option 'aux_k' has no value; write it as name=value."),
         (["--device", "gpu"], "The device gpu cannot be used here"),
-        (["--architecture", "relu"], "Option architecture: "),
+        (["--architecture", "relu"], "Option --architecture: "),
         (["--share", "0.5"], "There are 2 stores and 1 shares"),
         (["--share", "0.5", "--share", "0.6"], "do not fit the sources"),
         (["--k", "100"], "cannot have k=100 of 64 latents active"),
