@@ -35,10 +35,13 @@ LIGHT = (
     "diffing.ranking.config",
     "diffing.steering.config",
     "diffing.traits.trait_set",
-    "experiments.config",
+    "experiments.cli",
     "experiments.model_set",
+    "experiments.names",
     "experiments.organism.config",
     "experiments.organism.world",
+    "experiments.run.config",
+    "experiments.run.finished_run",
     "experiments.stories.config",
     "sae.training.config",
 )
@@ -62,12 +65,54 @@ def test_configs_and_files_are_read_without_anything_heavy():
 def test_a_run_and_traits_are_checked_without_anything_heavy():
     """Fails if reading a config, a prompt file or traits needs what importing them does not."""
     found = modules_after(
-        "from pathlib import Path; from experiments.config import CONFIGS, load_config; "
+        "from pathlib import Path; from experiments.run.config import CONFIGS, load_config; "
         "from diffing.traits import load_traits; from activations import load_prompts; "
         "from experiments.stories.config import GRIM_STORIES; "
         "[load_config(path) for path in CONFIGS.glob('*.yaml')]; load_traits(); load_prompts(GRIM_STORIES)"
     )
     assert not found & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--help",),
+        ("latent-sets", "--help"),
+        ("latent-sets", "--run", "nowhere"),
+        ("latent-sets", "--run", "nowhere", "--samples", "0"),
+        ("run", "--config", "nowhere.yaml"),
+        ("rank", "--sae", "a", "--base", "nowhere", "--corrupted", "b", "--out", "c"),
+        ("rank", "--sae", "a", "--base", "b", "--corrupted", "c", "--out", "d", "--method", "loudness"),
+        ("harvest", "--base", "a", "--prompts", "nowhere.jsonl", "--hook", "b", "--out", "c"),
+        ("train-sae", "--store", "nowhere", "--hook", "a", "--latents", "8", "--out", "b"),
+        ("interference", "--sae", "a", "--store", "nowhere", "--latent", "1", "--strength", "1"),
+        ("fine-tunes", "--run", "nowhere", "--out", "a"),
+        ("organism", "--out", "a", "--domains", "99"),
+    ],
+)
+def test_wrong_input_is_told_before_anything_heavy_is_imported(options: tuple[str, ...]):
+    """Fails if a command imports torch and so on before it looks at its options and files."""
+    run = f"""
+import sys
+from experiments.cli import main
+sys.argv = ["sae-diff", *{options!r}]
+try:
+    main()
+except SystemExit as left:
+    assert left.code == (0 if "--help" in sys.argv else 2), left.code
+else:
+    raise AssertionError("it went through")
+print()
+"""
+    code = f"exec({run!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; import json; print(json.dumps(sorted(sys.modules)))"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not set(json.loads(done.stdout.splitlines()[-1])) & set(HEAVY)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
