@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -20,7 +19,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
 
 
 def effects(ranking: pd.DataFrame) -> PaperFigure:
-    """Change of the harmful rate by each steered latent, by rank; the worst controls as a band."""
+    """Change of the harmful rate by each steered latent, by rank, over a band up to its worst control."""
     table = pd.DataFrame(steered_rows(ranking))
     figure, panels = canvas(PAGE_WIDTH, 4.0, len(_PANELS), 1, sharex=True)
     for axes, (name, label) in zip(panels[:, 0], _PANELS.items(), strict=True):
@@ -32,22 +31,22 @@ def effects(ranking: pd.DataFrame) -> PaperFigure:
             ends = here[f"{effect}_low"], here[f"{effect}_high"]
             intervals(axes, here["rank"], here[effect], *ends, along="y", **look)
         axes.set_ylabel(label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1, 0].set_xlabel("rank of the latent")
     figure.align_ylabels()
     marks = [mark(look["colour"], look["marker"], verdict) for verdict, look in _LOOKS.items()]
-    legend(figure, [*marks, Patch(color=BAND, label="worst controls")], 3)
+    legend(figure, [*marks, Patch(color=BAND, label="worst control")], 3)
     caption = (
         "Change of the rate of harmful answers to the reporting questions, positive in the direction that a cause "
-        "would have, with intervals (95%) that cover all latents together. Band: from the smallest to the largest "
-        "change by the worst control of any latent at the latent's strength; ablation has no controls."
+        "would have, with intervals (95%) that cover all latents together. Grey: the change by the latent's worst "
+        "control at the same strength, where controls were steered; ablation has none."
     )
     return PaperFigure("effects", figure, caption)
 
 
 def _draw_band(axes: Axes, table: pd.DataFrame, column: str) -> None:
-    """Nothing where no control was steered."""
-    controls = table[column].to_numpy(float) if column in table else np.array([])
-    if np.isfinite(controls).any():
-        axes.axhspan(np.nanmin(controls), np.nanmax(controls), color=BAND, zorder=0)
+    """Up to each latent's worst control; nothing where none was steered."""
+    if column in table:
+        controls = table[column].astype(float)
+        axes.bar(table["rank"][controls.notna()], controls.dropna(), width=1.0, color=BAND, zorder=0)

@@ -170,7 +170,7 @@ class TestVerdicts:
         assert findings(summary)[0].startswith("1 of 3 latents are causal")
 
     def test_every_effect_is_drawn_at_its_rank(self, ranking: pd.DataFrame):
-        """Breaks if a latent is missing, a causal one is not marked, or the band is not of the controls."""
+        """Breaks if a latent is missing, a causal one is not marked, or grey bars are not of its control."""
         with style():
             panels = effects(ranking).figure.axes
         for axes, name in zip(panels, ("induce", "repair", "ablate"), strict=True):
@@ -181,8 +181,8 @@ class TestVerdicts:
             marks = {1: "o", 2: "D", 3: "o"}
             rows = ranking.set_index("rank")[f"causal_{name}"]
             assert looks == {rank: (shape, rows.loc[rank]) for rank, shape in marks.items()}
-        bands = [[patch.get_extents().height > 0 for patch in axes.patches] for axes in panels]
-        assert [len(found) for found in bands] == [1, 1, 0]
+        bars = [[(patch.get_center()[0], patch.get_height()) for patch in axes.patches] for axes in panels]
+        assert bars == [[(2, 0.05)], [(2, 0.1)], []]
 
 
 class TestLatentSets:
