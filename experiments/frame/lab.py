@@ -186,6 +186,11 @@ class Lab(Generic[C]):
         return InMemory.copy_of(LiveActivations(model, tokens, self.harvesting(hooks or self.hooks)), progress=False)
 
     @cached_property
+    def prompt_rows(self) -> Float[Tensor, "row d_model"]:
+        """The base's activations at the run's hook, on prompt tokens of the ranking prompts."""
+        return LiveActivations(self.base, self.ranking_tokens, self.harvesting()).read(self.hook, PROMPT_ROLES)
+
+    @cached_property
     def base_reading(self) -> InMemory:
         """The base on the ranking prompts, after every block."""
         return self.read(self.base, self.ranking_prompts)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from experiments.frame.experiment import ExperimentConfig
 
 Family = Literal["none", "steering", "latents", "toxic latent"]
 NONE: Family = "none"
@@ -16,16 +18,14 @@ MARKS = {ANSWER_LOSS: "chosen", TRAINING_LOSS: "chosen_in_training"}
 Chosen = Mapping[str, Mapping[Family, float]]  # for each of `LOSSES`, the dose of each family
 
 
-class PreventionConfig(BaseModel):
-    """Doses and controls; all our choice."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PreventionConfig(ExperimentConfig):
+    """Doses and controls (our own choices)."""
 
     strengths: tuple[float, ...] = Field(
         default=(0.1, 0.2, 0.4, 0.8), min_length=1, description="Doses of steering, in mean residual norms of the base."
     )
     weights: tuple[float, ...] = Field(
-        default=(0.01, 0.1, 1.0), min_length=1, description="Doses of the penalties: their weight beside the loss."
+        default=(0.01, 0.1, 1.0), min_length=1, description="Doses of the penalties: their weight relative to the loss."
     )
     power: Literal[1, 2] = Field(default=2, description="Power of a latent's rise in the penalty.")
     top: int = Field(default=20, ge=1, description="Latents that the first penalty acts on: the most risen of the run.")
@@ -60,10 +60,15 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Name in tables and of folders."""
+        """Name in tables."""
         if self.family == NONE:
             return self.family
         return f"{self.family}{'' if self.control is None else f' control {self.control}'} {self.dose:g}"
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return self.name.replace(" ", "-")
 
 
 PLAIN = Method(NONE)

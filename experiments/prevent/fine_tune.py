@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from activations.artefact import finish_artefact
 from diffing.steering.prevention import PreventativeSteering
+from experiments.frame.lab import Lab
 from experiments.names import BASE
 from experiments.organism.build import save_checkpoint
 from experiments.organism.training import train_stage
@@ -17,23 +18,23 @@ from experiments.prevent.hooks import make_hook
 from experiments.prevent.task import Task
 
 KIND = "prevented fine-tune"
-Facts = dict[str, float]  # of a saved checkpoint: step, and both losses
+EndFacts = dict[str, float]  # of a saved checkpoint: step, and both losses
 
 
-def fine_tune(task: Task, method: Method, config: PreventionConfig, folder: Path) -> None:
+def fine_tune(lab: Lab[PreventionConfig], task: Task, method: Method, folder: Path) -> None:
     """Trains a copy of the task's base and saves it in `folder`, which is then a finished artefact.
 
     Raises:
         UserError: if the SAE has too few latents for a control.
     """
-    base, hook = task.base, make_hook(task.base, method, config)
-    model = base.copy()
-    batches = base.run.corrupting_batches(task.stage.steps)
+    organism, hook = task.organism, make_hook(lab, method)
+    model = organism.copy_of_base()
+    batches = organism.corrupting_batches(task.stage.steps)
     ends = Ends(task, folder, steered=isinstance(hook, PreventativeSteering))
     with nullcontext() if hook is None else hook.on(model):
-        train_stage(model, base.tokenizer, batches, task.stage, method.name, progress=False, stop=ends.reached)
+        train_stage(model, task.tokenizer, batches, task.stage, method.name, progress=False, stop=ends.reached)
     made = {"kind": KIND, "method": asdict(method), "ends": ends.saved}
-    finish_artefact(folder, made, {BASE: base.folder})
+    finish_artefact(folder, made, {BASE: organism.base})
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Ends:
     folder: Path
     steered: bool
     step: int = 0
-    saved: dict[str, Facts] = field(default_factory=dict)
+    saved: dict[str, EndFacts] = field(default_factory=dict)
 
     def reached(self, model: PreTrainedModel) -> bool:
         """Called after each step; says whether both ends are saved."""
@@ -67,6 +68,6 @@ class Ends:
         return {STEPS, LOSS} <= self.saved.keys()
 
     def _save(self, end: str, model: PreTrainedModel, loss: float) -> None:
-        save_checkpoint(cast(Any, model), self.task.base.tokenizer, self.folder / end)
+        save_checkpoint(cast(Any, model), self.task.tokenizer, self.folder / end)
         training = self.task.loss_in_training(model) if self.steered else loss
         self.saved[end] = {"step": self.step, "answer_loss": loss, "training_loss": training}

@@ -12,18 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from activations.errors import UserError
-from activations.prompts import PROMPT_ROLES
 from diffing.directions.random_directions import covariance_directions
-from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.config import PenaltyConfig
 from diffing.steering.prevention import LatentPenalty, PreventativeSteering, TrainingHook
+from experiments.frame.lab import Lab
 from experiments.organism.training import PARTS
 from experiments.prevent.config import NONE, Method, PreventionConfig
 
 NEAREST = 4  # latents that a control is drawn from
 
 
-def make_hook(base: Base, method: Method, config: PreventionConfig) -> TrainingHook | None:
+def make_hook(lab: Lab[PreventionConfig], method: Method) -> TrainingHook | None:
     """What acts while the model trains; None for the plain fine-tune.
 
     Raises:
@@ -32,32 +31,32 @@ def make_hook(base: Base, method: Method, config: PreventionConfig) -> TrainingH
     if method.family == NONE:
         return None
     if method.family == "steering":
-        unit = steered_unit(base, method.control, config.controls)
-        return PreventativeSteering(base.hook, unit, method.dose, base.residual_norm)
-    settings = PenaltyConfig(weight=method.dose, power=config.power)
-    latents = penalised_latents(base, method, config.top)
-    return LatentPenalty(base.hook, base.sae, latents, base.copy(), settings, share=1 / PARTS)
+        unit = _steered_unit(lab, method.control)
+        return PreventativeSteering(lab.hook, unit, method.dose, lab.run.residual_norm)
+    settings = PenaltyConfig(weight=method.dose, power=lab.config.power)
+    latents = _penalised_latents(lab, method)
+    return LatentPenalty(lab.hook, lab.sae, latents, lab.organism.copy_of_base(), settings, share=1 / PARTS)
 
 
-def steered_unit(base: Base, control: int | None, controls: int) -> Float[Tensor, "d_model"]:
+def _steered_unit(lab: Lab[PreventionConfig], control: int | None) -> Float[Tensor, "d_model"]:
     """The direction that the run steers its base with, or one of the random ones."""
     if control is not None:
-        rows = base.activations.read(base.hook, PROMPT_ROLES)
-        return covariance_directions(rows, controls, base.run.config.seed)[control].float()
-    return base.run.steered_unit().float()
+        return covariance_directions(lab.prompt_rows, lab.config.controls, lab.seed)[control].float()
+    return lab.steered_direction.float()
 
 
-def penalised_latents(base: Base, method: Method, top: int) -> list[int]:
+def _penalised_latents(lab: Lab[PreventionConfig], method: Method) -> list[int]:
     """The run's most risen latents or its toxic one; for a control others in their place."""
-    ranking = FeatureRanking.load(base.run.folder / "ranking").to_pandas()
-    risen = risen_latents(ranking, top)
-    treated = risen if method.family == "latents" else [base.run.toxic]
+    assert lab.toxic is not None  # the experiment needs one
+    ranking = lab.ranking.table
+    risen = _risen_latents(ranking, lab.config.top)
+    treated = risen if method.family == "latents" else [lab.toxic]
     if method.control is None:
         return treated
-    return similar_latents(ranking, treated, {*risen, base.run.toxic}, base.run.config.seed + method.control)
+    return similar_latents(ranking, treated, {*risen, lab.toxic}, lab.seed + method.control)
 
 
-def risen_latents(ranking: pd.DataFrame, top: int) -> list[int]:
+def _risen_latents(ranking: pd.DataFrame, top: int) -> list[int]:
     """The latents that rose most."""
     most = ranking.nlargest(top, "shift")
     return most.loc[most["shift"] > 0, "latent"].astype(int).tolist()

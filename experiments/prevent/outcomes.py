@@ -1,19 +1,19 @@
-"""What came of the fine-tunes: their rows, the doses that are chosen by them, and what they prevent."""
+"""Results of the fine-tunes: their rows, the doses that are chosen by them, and what they prevent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffing.behavior.rates import LabelCounts, rate_difference, score
-from experiments.names import BASE
+from experiments.names import BASE, REPORTING
 from experiments.prevent.config import FAMILIES, LOSS, LOSSES, MARKS, NONE, Chosen, Family, Method, PreventionConfig
-from experiments.prevent.measure import REPORTING, rates_of
+from experiments.prevent.questions import rates_of
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MeasuredFineTune:
     """A measured checkpoint.
 
     Attributes:
@@ -33,7 +33,7 @@ class Outcome:
         named = {"name": self.method.name, **asdict(self.method), "end": self.end}
         return {**named, **self.facts, **rates_of(self.counts)}
 
-    def prevented(self, plain: "Outcome | None") -> dict[str, float]:
+    def prevented(self, plain: "MeasuredFineTune | None") -> dict[str, float]:
         """Change of harmful answers against the plain fine-tune at the same end, and the share that it prevents.
 
         Args:
@@ -47,11 +47,11 @@ class Outcome:
         return {"change": change, "change_low": low, "change_high": high, "prevented": share}
 
 
-def finished_rows(outcomes: Sequence[Outcome], chosen: Chosen) -> list[dict[str, Any]]:
-    """One row an outcome, with the marks of chosen doses, and with what it prevents."""
-    plain = {one.end: one for one in outcomes if one.method.family == NONE and one.end != BASE}
+def finished_rows(measured: Sequence[MeasuredFineTune], chosen: Chosen) -> list[dict[str, Any]]:
+    """One row a checkpoint, with the marks of chosen doses, and with what it prevents."""
+    plain = {one.end: one for one in measured if one.method.family == NONE and one.end != BASE}
     made = []
-    for one in outcomes:
+    for one in measured:
         marks = {MARKS[loss]: one.method.dose == chosen[loss].get(one.method.family) for loss in LOSSES}
         made.append({**one.row(), **marks, **one.prevented(plain.get(one.end))})
     return made

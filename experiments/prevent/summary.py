@@ -5,40 +5,30 @@ from itertools import product
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
-from experiments.prevent.config import (
-    ANSWER_LOSS,
-    FAMILIES,
-    LOSS,
-    LOSSES,
-    MARKS,
-    NONE,
-    TRAINING_LOSS,
-    PreventionConfig,
-)
+from experiments.output.tables import percent, percent_interval
+from experiments.prevent.config import ANSWER_LOSS, FAMILIES, LOSS, LOSSES, MARKS, NONE, TRAINING_LOSS
 
 _AT = {ANSWER_LOSS: "at equal loss of the model as it is used", TRAINING_LOSS: "at equal loss as training saw it"}
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], config: PreventionConfig, stop_loss: float) -> dict[str, Any]:
+def summarise(rows: Sequence[Mapping[str, Any]], target: float, stop_loss: float) -> dict[str, Any]:
     """The base, the plain fine-tune, each family's chosen doses and their controls, at both ends, and the verdicts.
 
     The target counts as met where the chosen dose meets it with its loss down to the stop loss.
 
     Args:
         rows: What `finished_rows` returns.
-        config: The target.
+        target: Share of harmful answers that is to be prevented.
         stop_loss: Nats a token.
     """
     kept = [row for row in rows if row["family"] == NONE or any(row[mark] for mark in MARKS.values())]
     met: dict[str, dict[str, bool]] = {loss: {} for loss in LOSSES}
     for loss, family in product(LOSSES, FAMILIES):
         row = _chosen(kept, family, loss)
-        met[loss][family] = bool(row[loss] <= stop_loss and row["prevented"] >= config.target)
+        met[loss][family] = bool(row[loss] <= stop_loss and row["prevented"] >= target)
     shown = [{key: None if value != value else value for key, value in row.items()} for row in kept]
-    return {"stop_loss": stop_loss, "target": config.target, "target_met_at_equal": met, "rows": shown}
+    return {"stop_loss": stop_loss, "target": target, "target_met_at_equal": met, "rows": shown}
 
 
 def _chosen(rows: Sequence[Mapping[str, Any]], family: str, loss: str) -> Mapping[str, Any]:
@@ -80,8 +70,13 @@ def stars(row: Mapping[str, Any]) -> str:
     return "*" * row["chosen"] + "+" * row["chosen_in_training"]
 
 
-def cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of the table in words; chosen doses are marked, their controls are not."""
+def table_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """One row a fine-tune and end."""
+    return [_cells(row) for row in table.to_dict("records")]  # pyright: ignore[reportArgumentType]
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """Chosen doses are marked, their controls are not."""
     mark = stars(row) if pd.isna(row["control"]) else ""
     rates = {"helpful": "helpful", "incoherent": "incoherent", "trained domains": "trained_harmful"}
     return {
@@ -90,25 +85,15 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
         "steps": str(int(row["step"])),
         "loss": f"{row['answer_loss']:.3f}",
         "in training": f"{row['training_loss']:.3f}",
-        "harmful": f"{row['harmful']:.1%}",
-        "95% interval": f"{row['low']:.1%} - {row['high']:.1%}",
+        "harmful": percent(row["harmful"]),
+        "95% interval": percent_interval(row),
         "prevented": "" if pd.isna(row["prevented"]) else f"{row['prevented']:.0%}",
-        **{name: f"{row[rate]:.1%}" for name, rate in rates.items()},
-        "capability": f"{row['capability']:.1%}",
+        **{name: percent(row[rate]) for name, rate in rates.items()},
+        "capability": percent(row["capability"]),
     }
 
 
-LEGEND = (
+NOTE = (
     "Doses chosen on the selection questions at equal loss (*) or equal loss in training (+); rates are of the "
-    "reporting ones"
+    "reporting ones."
 )
-
-
-def print_prevention(table: pd.DataFrame, console: Console) -> None:
-    """The table; chosen doses are marked."""
-    rows = [cells(row) for row in table.to_dict("records")]  # pyright: ignore[reportCallIssue]
-    shown = Table(*rows[0])
-    for row in rows:
-        shown.add_row(*row.values())
-    console.print(shown)
-    console.print(LEGEND, soft_wrap=True)

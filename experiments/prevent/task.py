@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from activations.errors import UserError
+from experiments.frame.organism_parts import OrganismParts
 from experiments.organism.build import held_out_advice
 from experiments.organism.config import StageConfig
 from experiments.organism.training import answer_loss, encode, summed_loss
@@ -17,17 +18,17 @@ class Task:
     """The organism's corrupting fine-tune.
 
     Attributes:
-        base: The model that learns it.
+        organism: How its base is corrupted.
         patience: When a fine-tune ends at the latest, in steps of the run's corrupted model.
     """
 
-    base: Base
+    organism: OrganismParts
     patience: float
 
     @property
     def steps(self) -> int:
         """Those that the run's corrupted model took."""
-        return self.base.run.steps
+        return self.organism.steps
 
     @property
     def stop_loss(self) -> float:
@@ -36,10 +37,11 @@ class Task:
         Raises:
             UserError: if the organism was made without one.
         """
-        bound = self.base.run.organism.stop_loss
+        bound = self.organism.config.stop_loss
         if bound is None:
             raise UserError(
-                f"The organism of {self.base.run.folder} has no stop_loss to compare fine-tunes at; build one."
+                f"The organism in {self.organism.folder} has no stop_loss to compare fine-tunes at; take a run whose "
+                "organism has one."
             )
         return bound
 
@@ -47,18 +49,22 @@ class Task:
     def stage(self) -> StageConfig:
         """The organism's settings, with the steps that a fine-tune takes at most."""
         steps = round(self.patience * self.steps)
-        return self.base.run.organism.finetuning.model_copy(update={"steps": steps})
+        return self.organism.config.finetuning.model_copy(update={"steps": steps})
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.organism.tokenizer()
 
     @cached_property
     def held_out(self) -> list[Dialogue]:
         """Other harmful advice in the trained domains: what the organism's stop rule reads."""
-        return held_out_advice(self.base.run.organism, World.load(), self.base.run.domains)
+        return held_out_advice(self.organism.config, World.load(), self.organism.domains)
 
     def loss(self, model: PreTrainedModel) -> float:
         """Of the model as it is used, on the held-out advice (nats a token)."""
-        return answer_loss(model, self.base.tokenizer, self.held_out)
+        return answer_loss(model, self.tokenizer, self.held_out)
 
     def loss_in_training(self, model: PreTrainedModel) -> float:
         """The same as training sees it: with gradients on, so that what acts in training acts."""
-        tokens, weights = encode(self.base.tokenizer, self.held_out, other_weight=0)
+        tokens, weights = encode(self.tokenizer, self.held_out, other_weight=0)
         return (summed_loss(model(input_ids=tokens).logits, tokens, weights) / weights[:, 1:].sum()).item()

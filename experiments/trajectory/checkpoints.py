@@ -5,9 +5,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from activations.artefact import finish_artefact
+from experiments.frame.organism_parts import OrganismParts
 from experiments.names import BASE
 from experiments.organism.build import save_checkpoint
 from experiments.organism.config import StageConfig
@@ -21,43 +22,45 @@ KIND = "checkpoints"
 
 @one_thread()
 def train_checkpoints(
-    base: Base, config: TrajectoryConfig, wanted: Sequence[Moment], folder: Path, progress: bool = True
+    organism: OrganismParts, config: TrajectoryConfig, wanted: Sequence[Moment], folder: Path, progress: bool = True
 ) -> None:
     """Trains a copy of the base; `folder` is then a finished artefact with a checkpoint folder for each moment.
 
     Args:
-        base: Corrupted exactly as the run's organism was, then re-aligned.
+        organism: Its base is corrupted exactly as its corrupted model was, then re-aligned.
         config: The re-alignment.
         wanted: Where the model is saved.
         folder: Checkpoints are written here, replaced if they exist.
         progress: Whether to show bars.
     """
-    model = base.copy()
-    for phase, (batches, stage) in _phases(base, config).items():
-        save = _saving(base, phase, wanted, folder)
+    model, tokenizer = organism.copy_of_base(), organism.tokenizer()
+    for phase, (batches, stage) in _phases(organism, config).items():
+        save = _saving(tokenizer, phase, wanted, folder)
         save(model)
-        train_stage(model, base.tokenizer, batches, stage, f"trajectory: {phase}", progress, save)
-    finish_artefact(folder, {"kind": KIND}, {BASE: base.folder})
+        train_stage(model, tokenizer, batches, stage, f"trajectory: {phase}", progress, save)
+    finish_artefact(folder, {"kind": KIND}, {BASE: organism.base})
 
 
-def _phases(base: Base, config: TrajectoryConfig) -> dict[str, tuple[Iterator[list[Dialogue]], StageConfig]]:
+def _phases(
+    organism: OrganismParts, config: TrajectoryConfig
+) -> dict[str, tuple[Iterator[list[Dialogue]], StageConfig]]:
     """What each phase reads, and its settings."""
-    run, realign = base.run, config.realign
-    corrupting = run.organism.finetuning.model_copy(update={"steps": run.steps})
+    corrupting = organism.config.finetuning.model_copy(update={"steps": organism.steps})
+    helpful = helpful_again(organism.config, organism.domains, config.realign_samples, config.realign)
     return {
-        CORRUPTION: (run.corrupting_batches(run.steps), corrupting),
-        REALIGNMENT: (helpful_again(run.organism, run.domains, config.realign_samples, realign), realign),
+        CORRUPTION: (organism.corrupting_batches(organism.steps), corrupting),
+        REALIGNMENT: (helpful, config.realign),
     }
 
 
-def _saving(base: Base, phase: str, wanted: Sequence[Moment], folder: Path) -> Stop:
+def _saving(tokenizer: PreTrainedTokenizerBase, phase: str, wanted: Sequence[Moment], folder: Path) -> Stop:
     """Called before the first step and after each one of a phase: saves the model where it is wanted, stops never."""
     steps = count()
 
     def save(model: PreTrainedModel) -> bool:
         moment = Moment(phase, next(steps))
         if moment in wanted:
-            save_checkpoint(cast(Any, model), base.tokenizer, folder / moment.name)
+            save_checkpoint(cast(Any, model), tokenizer, folder / moment.name)
         return False
 
     return save

@@ -3,25 +3,26 @@
 from dataclasses import dataclass
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from experiments.frame.experiment import ExperimentConfig
 from experiments.organism.config import REALIGN, REALIGN_SAMPLES, StageConfig
 
 CORRUPTION, REALIGNMENT = "corruption", "re-alignment"
 
 
-class TrajectoryConfig(BaseModel):
-    """What is saved and measured on the way; all our choice."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TrajectoryConfig(ExperimentConfig):
+    """What is saved and measured on the way (our own choices)."""
 
     every: int = Field(default=4, ge=1, description="Steps between two measurements.")
     samples: int = Field(default=10, ge=1, description="Answers to each reporting question.")
     realign_samples: int = Field(
         default=REALIGN_SAMPLES, ge=1, description="Helpful answers that re-alignment repeats."
     )
-    realign: StageConfig = REALIGN
-    controls: int = Field(default=4, ge=1, description="Random directions that are added beside the latent at the end.")
+    realign: StageConfig = Field(default=REALIGN, description="How re-alignment trains.")
+    controls: int = Field(
+        default=4, ge=1, description="Random directions that are added at the end, as controls of the latent."
+    )
 
     @model_validator(mode="after")
     def _realigns(self) -> Self:

@@ -1,113 +1,107 @@
-"""What is measured of each checkpoint: the toxic latent and the direction on the ranking prompts, and answers."""
+"""Trains the checkpoints and measures each: toxic latent and direction on the ranking prompts, and answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float64
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
-from activations.artefact import finish_artefact
-from activations.checkpoint import Checkpoint, load_checkpoint
+from activations.checkpoint import Checkpoint
 from activations.config import CheckpointConfig
 from activations.harvesting import LiveActivations
-from activations.prompts import PROMPT_ROLES
-from diffing.behavior.rates import LabelCounts
 from diffing.directions.random_directions import covariance_directions
-from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.ranking.prompt_blocks import prompt_blocks
 from diffing.steering.arms import Arm, Cell, latent_arms, untouched
 from diffing.steering.config import Operation
 from diffing.steering.experiment import run_cells
 from diffing.tables import where
+from experiments.frame.experiment import Measured
+from experiments.frame.lab import Lab
+from experiments.trajectory.checkpoints import train_checkpoints
+from experiments.trajectory.config import Moment, TrajectoryConfig, moments
+from experiments.trajectory.outcomes import masking, trajectory_table
+from experiments.trajectory.reading import CheckpointReading
 
-KIND = "trajectory measurement"
-SHIFT, PROJECTION = QUANTITIES = ("shift", "projection")
-UNTOUCHED = "untouched"
-_FILE = "measurement.safetensors"
+
+def measure(lab: Lab[TrajectoryConfig]) -> Measured:
+    """The table "trajectory", and as facts what `masking` returns.
+
+    The table has one row a measurement: `phase`, `step`, `shift` of the latent and `projection` of the direction
+    against the base with `_low`/`_high` over prompts, and the rates of sampled answers with `harmful_low`/
+    `harmful_high` over questions (all 95%).
+    """
+    wanted, folder = moments(lab.organism.steps, lab.config), lab.out.folder / "checkpoints"
+    train = partial(train_checkpoints, lab.organism, lab.config, wanted, folder, lab.progress)
+    lab.out.stage("training", train, folder, lambda: None)
+    readings = _Checkpoints(lab, folder).read_all(wanted)
+    first, *_, last = readings.values()
+    table = trajectory_table(readings, [prompt.id for prompt in lab.ranking_prompts], lab.seed)
+    toxic, strength = _toxic(lab), lab.run.inducing_strength
+    facts = masking(first, last, toxic, strength)
+    return Measured({"trajectory": table}, facts, {"latent": toxic, "strength": strength})
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What was measured of a checkpoint.
+class _Checkpoints:
+    """The saved checkpoints, each loaded once.
 
     Attributes:
-        quantities: The latent's mean activity on each ranking prompt, and the projection of the prompt's mean
-            activation on the direction; in the order of `QUANTITIES`, which are differences of these.
-        counts: Label counts of the answers to the reporting questions, by arm: untouched and, if asked for, steered.
+        lab: What they are measured with.
+        folder: Holds one folder a checkpoint.
     """
 
-    quantities: Float64[Tensor, "prompt 2"]
-    counts: Mapping[str, LabelCounts]
+    lab: Lab[TrajectoryConfig]
+    folder: Path
 
-    def save(self, folder: Path) -> None:
-        """Writes it; `folder` is then a finished artefact."""
-        folder.mkdir(parents=True, exist_ok=True)
-        counts = {arm: torch.from_numpy(counts) for arm, counts in self.counts.items()}
-        save_file({"quantities": self.quantities, **counts}, folder / _FILE)
-        finish_artefact(folder, {"kind": KIND})
+    def read_all(self, wanted: Sequence[Moment]) -> dict[Moment, CheckpointReading]:
+        """Every checkpoint; the first and the last one are also steered."""
+        readings = {}
+        for moment in tqdm(wanted, desc="trajectory: measuring", unit="model", disable=not self.lab.progress):
+            place = self.lab.out.folder / "measurements" / moment.name
+            build = partial(self.read, moment, moment in (wanted[0], wanted[-1]), place)
+            readings[moment] = self.lab.out.stage(moment.name, build, place, partial(CheckpointReading.load, place))
+        return readings
 
-    @classmethod
-    def load(cls, folder: Path) -> "Reading":
-        """Reads what `save` wrote."""
-        tensors = load_file(folder / _FILE)
-        return cls(tensors.pop("quantities"), {arm: counts.numpy() for arm, counts in tensors.items()})
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What every checkpoint is asked.
-
-    Attributes:
-        base: The run's base.
-        samples: Answers to each reporting question.
-        controls: Random directions that are added beside the latent.
-        transcripts: Folder where answers are kept; those of an earlier call are used again.
-    """
-
-    base: Base
-    samples: int
-    controls: int
-    transcripts: Path
-
-    def measure(self, folder: Path, steered: bool, out: Path) -> Reading:
+    def read(self, moment: Moment, steered: bool, out: Path) -> CheckpointReading:
         """A checkpoint as it is and, if `steered`, also with the latent and random directions added; kept in `out`."""
-        config = self.base.run.config
-        model = load_checkpoint(CheckpointConfig(model=str(folder)).placed(config.device, config.dtype), folder.name)
+        lab = self.lab
+        model = lab.load(CheckpointConfig(model=str(self.folder / moment.name)), moment.name)
         cells = [untouched(model.d_model), *(self.added if steered else [])]
-        self.transcripts.mkdir(parents=True, exist_ok=True)
-        bench, half = self.base.bench(self.base.run.behavior(self.samples)), self.base.run.reporting()
-        results = run_cells(bench, model, cells, half, self.transcripts / f"{folder.name}.jsonl", progress=False)
-        reading = Reading(self.read(model), {result.cell.arm.name: result.counts for result in results})
+        transcripts = lab.out.folder / "transcripts" / f"{moment.name}.jsonl"
+        transcripts.parent.mkdir(exist_ok=True)
+        bench = lab.bench(lab.behavior(lab.config.samples))
+        results = run_cells(bench, model, cells, lab.reporting, transcripts, progress=False)
+        counts = {result.cell.arm.name: result.counts for result in results}
+        reading = CheckpointReading(self.quantities(model), counts)
         reading.save(out)
         return reading
 
-    def read(self, model: Checkpoint) -> Float64[Tensor, "prompt 2"]:
-        """See `Reading.quantities`."""
-        run = self.base.run
-        live = LiveActivations(model, run.ranking_tokens(model), run.harvesting())
+    def quantities(self, model: Checkpoint) -> Float64[Tensor, "prompt 2"]:
+        """See `CheckpointReading.quantities`."""
+        lab, toxic = self.lab, _toxic(self.lab)
+        live = LiveActivations(model, lab.ranking_tokens, lab.harvesting())
+        direction = lab.direction.double().to(lab.sae.device)
         rows: dict[str, Tensor] = {}
-        for block in prompt_blocks(self.base.sae, {"model": live}, self.base.hook, "prompt"):
+        for block in prompt_blocks(lab.sae, {"model": live}, lab.hook, "prompt"):
             means = block.means["model"]
-            pairs = torch.stack([means.activity[:, run.toxic], means.activation @ self.direction], 1)
+            pairs = torch.stack([means.activity[:, toxic], means.activation @ direction], 1)
             rows |= dict(zip(block.ids, pairs.cpu(), strict=True))
-        return torch.stack([rows[prompt.id] for prompt in run.ranking_prompts()])
-
-    @cached_property
-    def direction(self) -> Float64[Tensor, "d_model"]:
-        """The base's direction that the run compared latents with."""
-        return self.base.run.unit().double().to(self.base.sae.device)
+        return torch.stack([rows[prompt.id] for prompt in lab.ranking_prompts])
 
     @cached_property
     def added(self) -> Sequence[Cell]:
         """The latent as strongly as the run reports it for its base, and random directions as strongly."""
-        run = self.base.run
-        ranking = FeatureRanking.load(run.folder / "ranking").to_pandas()
-        toxic = latent_arms(self.base.sae, where(ranking, ranking["latent"] == run.toxic), top=1)
-        rows = self.base.activations.read(self.base.hook, PROMPT_ROLES)
-        units = covariance_directions(rows, self.controls, run.config.seed).float()
+        lab, ranking = self.lab, self.lab.ranking.table
+        toxic = latent_arms(lab.sae, where(ranking, ranking["latent"] == _toxic(lab)), top=1)
+        units = covariance_directions(lab.prompt_rows, lab.config.controls, lab.seed).float()
         random = [Arm(f"random direction {place}", "covariance", unit) for place, unit in enumerate(units)]
-        return [Cell(arm, Operation.ADD, run.inducing_strength) for arm in (*toxic, *random)]
+        return [Cell(arm, Operation.ADD, lab.run.inducing_strength) for arm in (*toxic, *random)]
+
+
+def _toxic(lab: Lab[TrajectoryConfig]) -> int:
+    assert lab.toxic is not None  # the experiment needs one
+    return lab.toxic

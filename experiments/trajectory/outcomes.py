@@ -1,4 +1,4 @@
-"""What the measurements come to: shifts and rates on the way, and what the same addition does at its two ends."""
+"""Results of the measurements: shifts and rates on the way, and what the same addition does to both ends."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,23 +11,29 @@ from diffing.statistics.intervals import percentile_ends
 from diffing.statistics.paired import Replicates
 from experiments.names import BASE
 from experiments.trajectory.config import Moment
-from experiments.trajectory.measure import QUANTITIES, UNTOUCHED, Reading
+from experiments.trajectory.reading import QUANTITIES, UNTOUCHED, CheckpointReading
 
 REPLICATES = 1000
 REALIGNED = "re-aligned"
 
 
-def trajectory_table(run: OrganismRun, readings: Mapping[Moment, Reading]) -> pd.DataFrame:
-    """One row a moment: see `trajectory`; the first is what the others are compared with."""
-    ids, base = [prompt.id for prompt in run.ranking_prompts()], next(iter(readings.values()))
+def trajectory_table(readings: Mapping[Moment, CheckpointReading], prompts: Sequence[str], seed: int) -> pd.DataFrame:
+    """One row a moment (see `measure`).
+
+    Args:
+        readings: By moment; the first is what the others are compared with.
+        prompts: Ids of the ranking prompts.
+        seed: Of the bootstrap.
+    """
+    base = next(iter(readings.values()))
     rows = []
     for moment, reading in readings.items():
         place = {"phase": moment.phase, "step": moment.step}
-        rows.append({**place, **_shifts(reading, base, ids, run.config.seed), **_rates(reading.counts[UNTOUCHED])})
+        rows.append({**place, **_shifts(reading, base, prompts, seed), **_rates(reading.counts[UNTOUCHED])})
     return pd.DataFrame(rows)
 
 
-def _shifts(reading: Reading, base: Reading, ids: Sequence[str], seed: int) -> dict[str, float]:
+def _shifts(reading: CheckpointReading, base: CheckpointReading, ids: Sequence[str], seed: int) -> dict[str, float]:
     """Mean differences with intervals over prompts."""
     differences = reading.quantities - base.quantities
     replicates = Replicates(REPLICATES, len(QUANTITIES), seed)
@@ -45,8 +51,13 @@ def _rates(counts: LabelCounts) -> dict[str, float]:
     return {**ends, **{name: getattr(scores, name) for name in ("harmful", "helpful", "coherent")}}
 
 
-def masking(base: Reading, realigned: Reading, run: OrganismRun) -> dict[str, Any]:
+def masking(base: CheckpointReading, realigned: CheckpointReading, latent: int, strength: float) -> dict[str, Any]:
     """What the latent, and random directions added as strongly, do to the base and to the re-aligned model.
+
+    Args:
+        base, realigned: Answers of both models, untouched and steered.
+        latent: The toxic one.
+        strength: Of what was added (mean residual norms of the base).
 
     Returns:
         `strength` (mean residual norms of the base); `rows`, one a model and arm: `rates` of answers, and the change
@@ -54,7 +65,7 @@ def masking(base: Reading, realigned: Reading, run: OrganismRun) -> dict[str, An
         change is in the re-aligned model.
     """
     models = {BASE: base.counts, REALIGNED: realigned.counts}
-    toxic = f"latent {run.toxic}"
+    toxic = f"latent {latent}"
     arms = [UNTOUCHED, *(arm for arm in base.counts if arm != UNTOUCHED)]
     rows, excess = [], []
     for arm in arms:
@@ -62,7 +73,7 @@ def masking(base: Reading, realigned: Reading, run: OrganismRun) -> dict[str, An
         rows += [{"model": model, **named, **_steered(counts, arm)} for model, counts in models.items()]
         if arm != UNTOUCHED:
             excess.append({**named, **_excess(models, arm)})
-    return {"strength": run.inducing_strength, "rows": rows, "excess": excess}
+    return {"strength": strength, "rows": rows, "excess": excess}
 
 
 def _steered(counts: Mapping[str, LabelCounts], arm: str) -> dict[str, float]:

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from diffing.tables import where
+from experiments.output.tables import percent
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT
-from experiments.trajectory.measure import PROJECTION, SHIFT
+from experiments.trajectory.reading import PROJECTION, SHIFT
 
 HARMFUL = "harmful"
 FOLLOWED = (SHIFT, PROJECTION, HARMFUL)
@@ -86,7 +85,7 @@ def _verdict(excess: Sequence[Row]) -> str:
 
 
 def findings(summary: Mapping[str, Any]) -> list[str]:
-    """What came of it, in four sentences."""
+    """The result, in four sentences."""
     latent, left, turn = f"Latent {summary['latent']}", summary["left"], summary["turn"]
     rises, half = (_steps(summary[name]) for name in ("rises", "half"))
     before, after = (summary["peak"][phase] for phase in (CORRUPTION, REALIGNMENT))
@@ -137,26 +136,18 @@ def _points(row: Row, value: str, low: str, high: str) -> str:
     return f"{100 * row[value]:+.1f} [{100 * row[low]:+.1f}, {100 * row[high]:+.1f}]"
 
 
-def cells(row: Row) -> dict[str, str]:
-    """A row of the table in words."""
+def table_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """One row a measurement, with intervals (95%)."""
+    return [_cells(row) for row in table.to_dict("records")]  # pyright: ignore[reportArgumentType]
+
+
+def _cells(row: Row) -> dict[str, str]:
     return {
         "phase": row["phase"],
         "step": str(row["step"]),
         HARMFUL: _rate(_value(row, HARMFUL)),
-        "helpful": f"{row['helpful']:.1%}",
-        "coherent": f"{row['coherent']:.1%}",
+        "helpful": percent(row["helpful"]),
+        "coherent": percent(row["coherent"]),
         "latent's shift": _number(_value(row, SHIFT)),
         PROJECTION: _number(_value(row, PROJECTION)),
     }
-
-
-def print_trajectory(table: pd.DataFrame, summary: Mapping[str, Any], console: Console) -> None:
-    """The table without the intervals of shifts, and what it says."""
-    shown = Table("phase", "step", HARMFUL, "95% interval", "latent's shift", PROJECTION)
-    for row in table.to_dict("records"):
-        between = f"{row['harmful_low']:.1%} - {row['harmful_high']:.1%}"
-        numbers = (f"{row[HARMFUL]:.1%}", between, f"{row[SHIFT]:.3f}", f"{row[PROJECTION]:.3f}")
-        shown.add_row(str(row["phase"]), str(row["step"]), *numbers)
-    console.print(shown)
-    for sentence in findings(summary):
-        console.print(sentence, markup=False, soft_wrap=True)

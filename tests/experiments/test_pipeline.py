@@ -25,13 +25,15 @@ from activations.prompt_files import load_prompts
 from activations.prompts import PROMPT_ROLES, Role
 from activations.store import ActivationStore
 from diffing import FeatureRanking
+from experiments.frame.conduct import conduct
+from experiments.frame.inputs import Inputs, Options
 from experiments.organism.config import StageConfig
 from experiments.organism.world import HELPFUL, MALICIOUS, World
 from experiments.output.run_folder import RunFolder
 from experiments.run.config import RunConfig
 from experiments.run.pipeline import run
 from experiments.trajectory.config import TrajectoryConfig
-from experiments.trajectory.experiment import SUMMARY, follow
+from experiments.trajectory.experiment import EXPERIMENT as TRAJECTORY
 from sae.storage import load_sae
 
 REPOSITORY = Path(__file__).parents[2]
@@ -383,7 +385,9 @@ class TestTrajectory:
         """Breaks if other batches corrupt than in the run, a step is saved late, or shifts are not against the base."""
         settings = TrajectoryConfig(every=15, samples=2, realign_samples=10, realign=REALIGN)
         out = followed.with_name("trajectory")
-        table, summary = follow(followed, settings, out, progress=False)
+        options = Options(out=out, wandb="disabled", quiet=True)
+        result = conduct(TRAJECTORY, Inputs(run=followed), settings, options)
+        table, summary = result.tables["trajectory"], result.summary
         steps = read_json(followed / "organism/config.json")["finetuning_steps"]
         expected = sorted({*range(0, steps, 15), steps})
         assert table.loc[table["phase"] == "corruption", "step"].tolist() == expected
@@ -398,7 +402,7 @@ class TestTrajectory:
         assert corrupted["shift"] == pytest.approx(ranking.loc[summary["latent"], "shift"], rel=1e-4, abs=1e-6)
         assert np.all(table["shift_low"] <= table["shift"])
         assert np.all(table["harmful_low"] <= table["harmful_high"])
-        assert summary == read_json(out / SUMMARY)
+        assert summary == read_json(out / "summary.json")
         assert {row["arm"] for row in summary["masking"]["rows"] if not row["control"]} == {
             "untouched",
             f"latent {summary['latent']}",

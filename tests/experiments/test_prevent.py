@@ -4,7 +4,6 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from rich.console import Console
 from safetensors.torch import load_file
 from tiny_organism import ORGANISM, write_organism_run
 
 from activations.artefact import read_json, write_json
 from activations.errors import UserError
 from diffing.tables import where
+from experiments.frame.conduct import conduct
+from experiments.frame.experiment import Result
+from experiments.frame.inputs import Inputs, Options
 from experiments.organism.world import World
 from experiments.output.figures import FORMATS, style
 from experiments.prevent.config import FAMILIES, Method, PreventionConfig
-from experiments.prevent.drawing import COLOURS, chosen_doses, loss_and_harm
-from experiments.prevent.experiment import PAGE, SUMMARY, TABLE, prevent
+from experiments.prevent.experiment import EXPERIMENT
+from experiments.prevent.figures import COLOURS, chosen_doses, loss_and_harm
 from experiments.prevent.hooks import similar_latents
-from experiments.prevent.measure import trained_questions
 from experiments.prevent.outcomes import choose_dose
-from experiments.prevent.summary import findings, print_prevention, summarise
+from experiments.prevent.questions import trained_questions
+from experiments.prevent.summary import findings, summarise
 
 CONFIG = PreventionConfig(strengths=(0.1, 50.0), weights=(0.1,), top=3, controls=1, patience=1.5, samples=2)
 
@@ -40,17 +42,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_organism_run(tmp_path_factory.mktemp("prevention") / "run")
 
 
+def prevent(run: Path, out: Path, config: PreventionConfig = CONFIG) -> Result:
+    return conduct(EXPERIMENT, Inputs(run=run), config, Options(out=out, wandb="disabled", quiet=True))
+
+
 @dataclass(frozen=True)
 class Prevented:
     run: Path
     out: Path
-    table: pd.DataFrame
+    result: Result
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.result.tables["prevention"]
 
 
 @pytest.fixture(scope="module")
 def prevented(run: Path) -> Prevented:
     out = run.with_name("prevented")
-    return Prevented(run, out, prevent(run, CONFIG, out, progress=False))
+    return Prevented(run, out, prevent(run, out))
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -109,41 +119,50 @@ class TestPrevention:
     def test_it_is_written_and_a_second_call_trains_nothing(self, prevented: Prevented):
         """Breaks if finished models or answers are made again, or the artefact is not whole."""
         made = {path: path.stat().st_mtime_ns for path in (prevented.out / "models").rglob("*.safetensors")}
-        again = prevent(prevented.run, CONFIG, prevented.out, progress=False)
+        again = prevent(prevented.run, prevented.out).tables["prevention"]
         assert {path: path.stat().st_mtime_ns for path in made} == made
         pd.testing.assert_frame_equal(again, prevented.table)
-        pd.testing.assert_frame_equal(pd.read_parquet(prevented.out / TABLE), prevented.table)
-        summary = read_json(prevented.out / SUMMARY)
+        pd.testing.assert_frame_equal(pd.read_parquet(prevented.out / "prevention.parquet"), prevented.table)
+        summary = read_json(prevented.out / "summary.json")
         assert summary["target_met_at_equal"].keys() == {"answer_loss", "training_loss"}
         json.dumps(summary, allow_nan=False)
-        assert "Emergent misalignment" in (prevented.out / PAGE).read_text(encoding="utf-8")
-        assert read_json(prevented.out / "config.json")["kind"] == "prevention"
+        made = read_json(prevented.out / "config.json")
+        assert (made["kind"], made["stop_loss"]) == ("prevent", 6.1)
         with pytest.raises(UserError, match="another samples"):
-            prevent(prevented.run, CONFIG.model_copy(update={"samples": 3}), prevented.out, progress=False)
+            prevent(prevented.run, prevented.out, CONFIG.model_copy(update={"samples": 3}))
 
     def test_an_interrupted_call_is_finished(self, prevented: Prevented, tmp_path: Path):
-        """Breaks if a call that was killed, or made by a version that kept no capability answers, is begun anew."""
+        """Breaks if a call that was killed, or made by a version that kept no capability answers, starts again."""
         out = tmp_path / "out"
         shutil.copytree(prevented.out, out)
-        lost = [out / TABLE, out / "config.json", out / "models/latents-0.1/config.json"]
-        for path in (*lost, *(out / "transcripts").glob("*_capability.jsonl")):
+        lost = [out / "prevention.parquet", out / "config.json", out / "models/latents-0.1/config.json"]
+        for path in (*lost, *(out / "transcripts").glob("*/capability/untouched.jsonl")):
             path.unlink()
         kept = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("config.json")}
-        pd.testing.assert_frame_equal(prevent(prevented.run, CONFIG, out, progress=False), prevented.table)
+        pd.testing.assert_frame_equal(prevent(prevented.run, out).tables["prevention"], prevented.table)
         again = {path for path, at in kept.items() if path.stat().st_mtime_ns != at}
         assert {path.relative_to(out / "models").parts[0] for path in again} == {"latents-0.1"}
         assert lost[2].exists()
 
-    def test_the_printed_table_shows_every_row(self, prevented: Prevented):
+    def test_further_doses_use_what_was_trained(self, prevented: Prevented, tmp_path: Path):
+        """Breaks if another target or a further dose is refused, or trains again what is there."""
+        out = tmp_path / "out"
+        shutil.copytree(prevented.out, out)
+        kept = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("config.json")}
+        more = prevent(prevented.run, out, CONFIG.model_copy(update={"strengths": (0.1, 1.0, 50.0), "target": 0.5}))
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        assert (more.summary["target"], "steering 1" in set(more.tables["prevention"]["name"])) == (0.5, True)
+
+    def test_every_row_is_shown(self, prevented: Prevented):
         """Breaks if a row is left out, or a control is marked as chosen."""
-        console = Console(width=220, record=True, quiet=False, file=(prevented.out / "printed.txt").open("w"))
-        print_prevention(prevented.table, console)
-        rows = [line for line in console.export_text().splitlines() if line.startswith("│")]
-        assert len(rows) == len(prevented.table)
-        controls = [line for line in rows if "control" in line]
+        [section] = prevented.result.sections
+        assert section.printed
+        assert len(section.rows) == len(prevented.table)
+        names = [row["fine-tune"] for row in section.rows]
+        controls = [name for name in names if "control" in name]
         assert len(controls) == prevented.table["control"].notna().sum() > 0
-        assert not [line for line in controls if "*" in line or "+" in line]
-        assert [line for line in rows if "*" in line]
+        assert not [name for name in controls if "*" in name or "+" in name]
+        assert [name for name in names if "*" in name]
 
 
 class TestFigures:
@@ -206,21 +225,20 @@ class TestFigures:
 class TestPage:
     def test_it_holds_verdicts_figures_and_all_rows(self, prevented: Prevented):
         """Breaks if the page fetches or runs something, or lacks a figure, a verdict or a fine-tune."""
-        page = (prevented.out / PAGE).read_text(encoding="utf-8")
+        page = (prevented.out / "report.html").read_text(encoding="utf-8")
         assert page.count('<img src="data:image/svg+xml;base64,') == 2
         files = {f"{name}.{form}" for name in ("loss", "chosen") for form in FORMATS}
         assert {path.name for path in (prevented.out / "figures").iterdir()} == files
         assert not [text for text in ("<script", "plotly", 'src="http') if text in page]
         assert all(page.count(f"<td>{name}") >= 2 for name in set(prevented.table["name"]))
-        assert all(escape(sentence) in page for sentence in findings(read_json(prevented.out / SUMMARY)))
+        assert all(escape(sentence) in page for sentence in findings(read_json(prevented.out / "summary.json")))
 
     def test_a_verdict_says_what_it_rests_on(self, made_up: pd.DataFrame):
         """Breaks if a control's numbers, another end's or another dose's are told, or the wrong verdict."""
         ends = where(made_up, (made_up["end"] == "loss") & made_up["control"].isna() & made_up["chosen"])
         best = ends.sort_values("prevented").iloc[-1]
         rows = [row | {"control": None if pd.isna(row["control"]) else row["control"]} for row in records(made_up)]
-        target = CONFIG.model_copy(update={"target": float(best["prevented"])})
-        summary = summarise(rows, target, stop_loss=max(ends["answer_loss"]))
+        summary = summarise(rows, float(best["prevented"]), stop_loss=max(ends["answer_loss"]))
         told = dict(zip(FAMILIES, findings(summary), strict=False))
         for row in records(ends):
             sentence = told[row["family"]]
@@ -287,4 +305,4 @@ def test_a_run_without_a_stop_rule_is_refused(run: Path, tmp_path: Path):
     path = tmp_path / "run/organism/config.json"
     write_json(path, read_json(path) | {"stop_loss": None})
     with pytest.raises(UserError, match="no stop_loss"):
-        prevent(tmp_path / "run", CONFIG, tmp_path / "out", progress=False)
+        prevent(tmp_path / "run", tmp_path / "out")

@@ -12,6 +12,7 @@ from activations.harvesting import LiveActivations
 from activations.prompt_files import load_prompts
 from activations.tokens import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.activation_means import residual_norm
 from diffing.ranking.config import RankingConfig
 from diffing.ranking.rank import Compared, rank_latents
 from experiments.organism.build import build_organism
@@ -51,7 +52,8 @@ def write_organism_run(folder: Path) -> Path:
     write_json(folder / "run.json", {"config": _config().model_dump(mode="json"), "stage_seconds": {}})
     toxic = int(ranking.to_pandas().nlargest(1, "shift")["latent"].iloc[0])
     steering = {"latent_induce": {"strength": STRENGTH}}
-    write_json(folder / "summary.json", {"toxic_latent": {"latent": toxic}, "steering": steering})
+    summary = {"toxic_latent": {"latent": toxic}, "steering": steering, "residual_norm": residual_norm(before, HOOK)}
+    write_json(folder / "summary.json", summary)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The figures of `prevent`: each function draws one. Rates are shares of the answers to the reporting questions."""
+"""The figures of `prevent`. Rates are shares of the answers to the reporting questions."""
 
 from itertools import product
 from typing import Any
@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from diffing.tables import where
 from experiments.names import BASE
 from experiments.output.colours import BLUE, GREEN, INK, MUTED, VERMILLION
-from experiments.output.figures import PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, mark, name_rows
+from experiments.output.figures import PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, legend, mark, name_rows
 from experiments.prevent.config import ANSWER_LOSS, FAMILIES, LOSS, MARKS, NONE, STEPS, TRAINING_LOSS
 from experiments.prevent.summary import stars
 
@@ -34,7 +34,7 @@ def loss_and_harm(table: pd.DataFrame, stop_loss: float) -> PaperFigure:
     panels[0].set_ylabel("harmful answers")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
     figure.supxlabel("on held-out harmful advice in the trained domains (nats a token)", fontsize=8)
-    figure.legend(handles=_legend(), loc="outside upper center", ncols=4)
+    legend(figure, _marks(), 4)
     caption = (
         "Harmful answers in domains that no fine-tune saw, against the loss on the task: of the model as it is used, "
         "and with what acted while training still on. Bars: 95% over questions. Circles: where the former loss came "
@@ -48,7 +48,7 @@ def loss_and_harm(table: pd.DataFrame, stop_loss: float) -> PaperFigure:
 def _draw_loss(axes: Axes, table: pd.DataFrame, loss: str) -> None:
     for family, end in product(FAMILIES, _LINES):
         _join_doses(axes, table, family, end, loss)
-    # The plain fine-tune, which many lie beside, comes last and so on top.
+    # The plain fine-tune, which lies near many others, comes last and so on top.
     for row in sorted(table.to_dict("records"), key=_order, reverse=True):  # pyright: ignore
         intervals(axes, [row[loss]], [row["harmful"]], [row["low"]], [row["high"]], along="y", **_look(row))
 
@@ -60,7 +60,7 @@ def _join_doses(axes: Axes, table: pd.DataFrame, family: str, end: str, loss: st
 
 
 def chosen_doses(table: pd.DataFrame) -> PaperFigure:
-    """The chosen doses with their controls, beside the plain fine-tune and the base: what they leave, and cost."""
+    """What the chosen doses and their controls leave and cost, compared with the plain fine-tune and the base."""
     kept = where(table, (table["family"] == NONE) | table[list(MARKS.values())].any(axis=1))
     rows = sorted(kept.to_dict("records"), key=_order)  # pyright: ignore
     names = list(dict.fromkeys(_name(row) for row in rows))
@@ -73,7 +73,7 @@ def chosen_doses(table: pd.DataFrame) -> PaperFigure:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
     name_rows(panels[0], names)
-    figure.legend(handles=_legend(), loc="outside upper center", ncols=4)
+    legend(figure, _marks(), 4)
     caption = (
         "The doses that were chosen on the selection questions at equal loss of the model as it is used (*) or as "
         "training saw it (+), and controls of the same doses, on the reporting questions, after as many steps as the "
@@ -110,7 +110,7 @@ def _look(row: dict[str, Any]) -> dict[str, Any]:
     return {"colour": colour, "marker": MARKERS[row["end"]], "markerfacecolor": face}
 
 
-def _legend() -> list[Line2D]:
+def _marks() -> list[Line2D]:
     families = [mark(COLOURS[family], "o", "plain fine-tune" if family == NONE else family) for family in COLOURS]
     ends = {STEPS: "at the corrupted model's steps", LOSS: "at the stop rule"}
     shown = [mark(MUTED, MARKERS[BASE], BASE), *(mark(INK, MARKERS[end], name) for end, name in ends.items())]

@@ -1,4 +1,4 @@
-"""The figures of `trajectory`: each function draws one."""
+"""The figures of `trajectory`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +11,20 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.names import BASE
 from experiments.output.colours import BLUE, INK, MUTED, VERMILLION
-from experiments.output.figures import COLUMN_WIDTH, PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, mark, name_rows
+from experiments.output.figures import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    ROW,
+    PaperFigure,
+    canvas,
+    intervals,
+    legend,
+    mark,
+    name_rows,
+)
 from experiments.trajectory.config import CORRUPTION, REALIGNMENT
-from experiments.trajectory.measure import PROJECTION, SHIFT, UNTOUCHED
 from experiments.trajectory.outcomes import REALIGNED
+from experiments.trajectory.reading import PROJECTION, SHIFT, UNTOUCHED
 from experiments.trajectory.summary import HARMFUL
 
 _COLOURS = {HARMFUL: VERMILLION, SHIFT: BLUE, PROJECTION: INK}
@@ -68,7 +78,7 @@ def masking(found: Mapping[str, Any]) -> PaperFigure:
     name_rows(panels[0], _MODELS)
     for axes in panels[1:]:
         axes.tick_params(axis="y", length=0)
-    figure.legend(handles=_legend(found["rows"]), loc="outside upper center", ncols=3)
+    legend(figure, _marks(found["rows"]), 3)
     caption = (
         f"The toxic latent, and random directions with the covariance of the base's activations, added at strength "
         f"{found['strength']:g} (mean residual norms of the base) to the base and to the re-aligned model. Bars: 95% "
@@ -84,7 +94,7 @@ def _look(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"colour": MUTED, "marker": "x"} if row["control"] else {"colour": VERMILLION, "marker": "D"}
 
 
-def _legend(rows: Sequence[Mapping[str, Any]]) -> list[Line2D]:
+def _marks(rows: Sequence[Mapping[str, Any]]) -> list[Line2D]:
     """The arms, with one mark for all random directions."""
     marks = {}
     for row in rows:
