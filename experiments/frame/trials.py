@@ -110,8 +110,7 @@ class Trials:
         """Label counts of a model as it is; `behavior` in place of this one's."""
         transcripts = self.folder(model.role, half) / "untouched.jsonl"
         transcripts.parent.mkdir(parents=True, exist_ok=True)
-        bench = next(iter(self.layers.benches.values()))
-        bench = bench if behavior is None else replace(bench, behavior=behavior)
+        bench = self.lab.bench(behavior or self.behavior)
         return run_cells(bench, model, [untouched(model.d_model)], half, transcripts, progress=False)[0].counts
 
     def records(self, name: str, half: Half) -> list[Record]:
