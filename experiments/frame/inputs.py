@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from diffing.behavior.config import ModelJudgeConfig
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from activations.artefact import read_config
 from activations.errors import UserError
+from activations.prompt_files import load_prompts
+from diffing.behavior.config import ModelJudgeConfig
 from experiments.frame.experiment import Experiment, Need
 from experiments.model_set import ModelSet
 from experiments.run.finished_run import FinishedRun
@@ -133,6 +134,9 @@ def _needs_sampled_answers(run: FinishedRun, inputs: Inputs) -> None:
     run.require_behavior()
     if run.config.judge is not None and run.config.judge.kind == "contrast":
         raise UserError(f"The run in {run.folder} sampled no answers; take one whose judge labels sampled answers.")
+    selection = run.config.prompts.selection
+    if selection is not None and any(question.text is not None for question in load_prompts(selection)):
+        raise UserError(f"{selection} holds plain text, which sampled answers cannot follow; give conversations.")
 
 
 def _needs_toxic_latent(run: FinishedRun, inputs: Inputs) -> None:
