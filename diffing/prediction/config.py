@@ -11,4 +11,3 @@ class EvaluationConfig(BaseModel):
     candidates: int = Field(default=20, ge=1, description="Latents that a rule may choose from, by mean shift.")
     random_latents: int = Field(default=100, ge=2, description="Latents drawn at random as the control.")
     replicates: int = Field(default=2000, ge=1, description="Replicates of every bootstrap.")
-    seed: int = Field(default=0, description="Seed of the bootstrap and of the random latents.")

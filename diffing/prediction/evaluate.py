@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 
 from diffing.prediction.config import EvaluationConfig
 from diffing.prediction.held_out import HeldOut, leave_one_kind_out
@@ -99,8 +99,13 @@ class Comparison:
         }
 
 
-def compare_predictors(examples: Examples, config: EvaluationConfig) -> Comparison:
+def compare_predictors(examples: Examples, config: EvaluationConfig, seed: int) -> Comparison:
     """Fits and tests every predictor, one kind left out at a time.
+
+    Args:
+        examples: The models.
+        config: How.
+        seed: Of the bootstrap and of the random latents.
 
     Raises:
         UserError: if without some kind all models are aligned, or all misaligned.
@@ -109,7 +114,7 @@ def compare_predictors(examples: Examples, config: EvaluationConfig) -> Comparis
     held = {
         name: leave_one_kind_out(examples.values[name], misaligned, kinds, config.candidates) for name in PREDICTORS
     }
-    weights = draw_cases(examples.units, config.replicates, config.seed, misaligned)
+    weights = draw_cases(examples.units, config.replicates, seed, misaligned)
     draws = {name: resampled_aucs(found.scores, misaligned, weights) for name, found in held.items()}
     accuracy = {name: _accuracy(found.scores, draws[name], examples) for name, found in held.items()}
     ahead = {
@@ -117,16 +122,18 @@ def compare_predictors(examples: Examples, config: EvaluationConfig) -> Comparis
         for name in PREDICTORS
         if name != LATENT
     }
-    return Comparison(held, accuracy, ahead, _random_latents(examples, held[LATENT], accuracy[LATENT].auc, config))
+    pool = np.random.default_rng(seed).permutation(_other_latents(examples, held[LATENT]))
+    random = _random_latents(examples, pool[: config.random_latents], accuracy[LATENT].auc)
+    return Comparison(held, accuracy, ahead, random)
 
 
 def correlations(
-    comparison: Comparison, examples: Examples, rates: Float64[np.ndarray, "model"], config: EvaluationConfig
+    comparison: Comparison, examples: Examples, rates: Float64[np.ndarray, "model"], replicates: int, seed: int
 ) -> dict[str, dict[str, float]]:
     """Predictor -> Spearman correlation of held-out scores with `rates`, low, high (95%, over units)."""
     found = {}
     for name, held in comparison.held_out.items():
-        values = rank_correlation(held.scores, rates, examples.units, config.replicates, config.seed)
+        values = rank_correlation(held.scores, rates, examples.units, replicates, seed)
         found[name] = dict(zip(("spearman", "low", "high"), values, strict=True))
     return found
 
@@ -149,15 +156,16 @@ def _accuracy(
     )
 
 
-def _random_latents(
-    examples: Examples, chosen: HeldOut, reached: float, config: EvaluationConfig
-) -> dict[str, float | int]:
-    """Latents that move in some model, were not chosen, and go through the same fit alone."""
-    values = examples.values[LATENT]
-    pool = np.setdiff1d(np.flatnonzero((values != 0).any(0)), chosen.columns)
-    if not len(pool):
+def _other_latents(examples: Examples, chosen: HeldOut) -> Int[np.ndarray, "latent"]:
+    """Latents that move in some model and were not chosen."""
+    return np.setdiff1d(np.flatnonzero((examples.values[LATENT] != 0).any(0)), chosen.columns)
+
+
+def _random_latents(examples: Examples, drawn: Int[np.ndarray, "latent"], reached: float) -> dict[str, float | int]:
+    """Latents that go through the same fit alone."""
+    if not len(drawn):
         return {"latents": 0}
-    drawn = np.random.default_rng(config.seed).permutation(pool)[: config.random_latents]
+    values = examples.values[LATENT]
     aucs = np.array([_auc_of(values[:, [latent]], examples) for latent in drawn.tolist()])
     return {
         "latents": len(aucs),

@@ -16,10 +16,9 @@ from diffing.directions.lora import written_vectors
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans
 from diffing.directions.random_directions import chance_cosine, chance_cosine_of_two
 from diffing.statistics.intervals import percentile_interval
-from experiments.convergence.config import FINE_TUNE, ConvergenceLab
-from experiments.convergence.members import question_sums
+from experiments.convergence.config import FINE_TUNE
+from experiments.convergence.members import ConvergenceLab, question_sums
 from experiments.frame.trials import NamedDirection
-from experiments.model_set import ModelSet
 from experiments.names import BASE
 
 FINE_TUNES, WITH_HARMLESS, WITH_PERSONA = "fine-tunes", "harmless fine-tune", "persona direction"
@@ -28,8 +27,8 @@ Means = Mapping[str, Mapping[str, MisalignmentMeans]]  # by fine-tune, by hook
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A direction, and its unit directions when the questions are drawn anew: one row if it does not depend on them."""
+class _Resampled:
+    """A direction, and its unit directions on resampled questions: one row if it does not depend on them."""
 
     name: str
     kind: str
@@ -37,7 +36,7 @@ class _Drawn:
     replicates: Float64[Tensor, "replicate d_model"]
 
 
-def compare_directions(lab: ConvergenceLab, sources: Sequence[NamedDirection], means: Means) -> pd.DataFrame:
+def compare_directions(lab: ConvergenceLab, directions: Sequence[NamedDirection], means: Means) -> pd.DataFrame:
     """Cosines of the fine-tunes' directions at every hook, for both contrasts; after `find_means`.
 
     Returns:
@@ -55,46 +54,46 @@ def compare_directions(lab: ConvergenceLab, sources: Sequence[NamedDirection], m
         chance, fixed = _chance_of_two(lab, hook), _fixed_targets(lab, hook)
         for contrast in CONTRASTS:
             named = {"hook": hook, "contrast": contrast}
-            here = [s for s in sources if s.contrast == contrast and s.units[hook].any()]
+            here = [found for found in directions if found.contrast == contrast and found.units[hook].any()]
             of = partial(MisalignmentMeans.contrast, name=contrast)
-            drawn = [_drawn(lab, s.name, s.kind, hook, s.units[hook], of) for s in here]
-            rows += [named | row | {"chance": chance} for row in _between_sources(drawn)]
-            for one in (one for one in drawn if one.kind == FINE_TUNE):
-                words = _drawn(lab, one.name, BASE, hook, means[one.name][hook].in_base, lambda m: m.in_base)
+            resampled = [_resampled(lab, found.name, found.kind, hook, found.units[hook], of) for found in here]
+            rows += [named | row | {"chance": chance} for row in _between_directions(resampled)]
+            for one in (one for one in resampled if one.kind == FINE_TUNE):
+                words = _resampled(lab, one.name, BASE, hook, means[one.name][hook].in_base, lambda m: m.in_base)
                 for relation, (target, expected) in {**fixed, WITH_WORDS: (words, chance)}.items():
                     rows.append(named | _pair(one, relation, target) | {"second": BASE, "chance": expected})
     return pd.DataFrame(rows)
 
 
-def _drawn(
+def _resampled(
     lab: ConvergenceLab,
     name: str,
     kind: str,
     hook: str,
     direction: Float[Tensor, "d_model"],
     of: Callable[[MisalignmentMeans], Tensor],
-) -> _Drawn:
-    return _Drawn(name, kind, direction, question_sums(lab, name, hook).resampled(of, lab.run.config.seed))
+) -> _Resampled:
+    return _Resampled(name, kind, direction, question_sums(lab, name, hook).resampled(of, lab.seed))
 
 
-def _between_sources(sources: Sequence[_Drawn]) -> list[dict[str, Any]]:
+def _between_directions(directions: Sequence[_Resampled]) -> list[dict[str, Any]]:
     """Every fine-tune with those after it and with the harmless ones."""
     return [
         _pair(one, FINE_TUNES if other.kind == FINE_TUNE else WITH_HARMLESS, other)
-        for place, one in enumerate(sources)
-        for other in sources[place + 1 :]
+        for place, one in enumerate(directions)
+        for other in directions[place + 1 :]
         if one.kind == FINE_TUNE
     ]
 
 
-def _pair(one: _Drawn, relation: str, other: _Drawn) -> dict[str, Any]:
+def _pair(one: _Resampled, relation: str, other: _Resampled) -> dict[str, Any]:
     low, high = percentile_interval((one.replicates * other.replicates).sum(1).numpy())
     cosine = _cosine(one.direction, other.direction)
     return {"first": one.name, "relation": relation, "second": other.name, "cosine": cosine, "low": low, "high": high}
 
 
-def compare_adapters(lab: ConvergenceLab, models: ModelSet, sources: Sequence[NamedDirection]) -> pd.DataFrame:
-    """What the blocks of every rank-1 adapter of the set can write, beside directions and latents.
+def compare_adapters(lab: ConvergenceLab, directions: Sequence[NamedDirection]) -> pd.DataFrame:
+    """What the blocks of every rank-1 adapter of the set can write, compared with directions and latents.
 
     Returns:
         One row a block and target: `member`, `kind`, `hook` after the block, `target` (the mean direction of the
@@ -104,13 +103,13 @@ def compare_adapters(lab: ConvergenceLab, models: ModelSet, sources: Sequence[Na
         nearest to a random direction), `latent`, and its `rank` among all latents by cosine.
     """
     rows: list[dict[str, Any]] = []
-    for member in models.final:
+    for member in lab.models.final:
         adapter = member.checkpoint.adapter
         if adapter is None or not Path(adapter).is_dir():
             continue
         for hook, written in written_vectors(Path(adapter)).items():
             named = {"member": member.name, "kind": member.kind, "hook": hook}
-            targets = _targets(lab, hook, member.name, sources)
+            targets = _targets(lab, hook, member.name, directions)
             found = [
                 {"target": name, "cosine": abs(_cosine(written, unit)), "chance": chance}
                 for name, (unit, chance) in targets.items()
@@ -121,12 +120,13 @@ def compare_adapters(lab: ConvergenceLab, models: ModelSet, sources: Sequence[Na
 
 
 def _targets(
-    lab: ConvergenceLab, hook: str, member: str, sources: Sequence[NamedDirection]
+    lab: ConvergenceLab, hook: str, member: str, directions: Sequence[NamedDirection]
 ) -> dict[str, tuple[Tensor, float]]:
     """Directions at a hook with their chance cosines; of the fine-tunes the mean without `member`."""
-    targets = {WITH_PERSONA: lab.run.unit()}
+    targets = {WITH_PERSONA: lab.direction}
+    others = [found for found in directions if found.kind == FINE_TUNE and found.name != member]
     for contrast in CONTRASTS:
-        units = [s.units[hook] for s in sources if s.kind == FINE_TUNE and s.contrast == contrast and s.name != member]
+        units = [found.units[hook] for found in others if found.contrast == contrast]
         targets[contrast] = torch.stack(units).mean(0)
     return {name: (unit, _chance(lab, hook, unit[None])) for name, unit in targets.items()}
 
@@ -151,25 +151,25 @@ def _nearest_latents(lab: ConvergenceLab, hook: str, written: Tensor) -> list[di
     ]
 
 
-def _fixed_targets(lab: ConvergenceLab, hook: str) -> dict[str, tuple[_Drawn, float]]:
+def _fixed_targets(lab: ConvergenceLab, hook: str) -> dict[str, tuple[_Resampled, float]]:
     """What all directions are compared with, at the hook where the run found it; and its chance cosine."""
-    if hook != lab.run.config.hook:
+    if hook != lab.hook:
         return {}
-    targets = {WITH_PERSONA: lab.run.unit()}
+    targets = {WITH_PERSONA: lab.direction}
     if lab.toxic is not None:
         targets[WITH_LATENT] = lab.sae.W_dec[lab.toxic].detach()
     return {
-        relation: (_Drawn(BASE, BASE, target, unit_rows(target[None]).cpu()), _chance(lab, hook, target[None]))
+        relation: (_Resampled(BASE, BASE, target, unit_rows(target[None]).cpu()), _chance(lab, hook, target[None]))
         for relation, target in targets.items()
     }
 
 
 def _chance(lab: ConvergenceLab, hook: str, targets: Float[Tensor, "target d_model"]) -> float:
-    return chance_cosine(lab.rows[hook], targets.cpu(), lab.config.draws, lab.run.config.seed)
+    return chance_cosine(lab.base_rows[hook], targets.cpu(), lab.config.draws, lab.seed)
 
 
 def _chance_of_two(lab: ConvergenceLab, hook: str) -> float:
-    return chance_cosine_of_two(lab.rows[hook], lab.config.draws, lab.run.config.seed)
+    return chance_cosine_of_two(lab.base_rows[hook], lab.config.draws, lab.seed)
 
 
 def _cosine(one: Float[Tensor, "d_model"], other: Float[Tensor, "d_model"]) -> float:

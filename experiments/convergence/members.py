@@ -17,15 +17,17 @@ from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts, rate_difference, score
 from diffing.directions.geometry import unit_rows
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
-from experiments.convergence.config import ConvergenceLab
+from experiments.convergence.config import ConvergenceConfig
 from experiments.convergence.question_sums import QuestionSums
-from experiments.frame.trials import NamedDirection
-from experiments.model_set import Member, ModelSet
+from experiments.frame.lab import Lab
+from experiments.frame.trials import NamedDirection, Trials
+from experiments.model_set import Member
 from experiments.names import BASE
 
 # Facts of a member that another seed of the same recipe changes.
 _CHANCE_FACTS = ("seed", "steps")
 QUESTIONS = "questions"
+ConvergenceLab = Lab[ConvergenceConfig]
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,21 @@ class Tuned:
         return self.member.name
 
 
-def choose_members(lab: ConvergenceLab, models: ModelSet) -> tuple[list[Tuned], list[Tuned]]:
+def choose_members(lab: ConvergenceLab, trials: Trials) -> tuple[list[Tuned], list[Tuned]]:
     """Misaligned members of different kinds, and one harmless member of each kind that is to be harmless.
 
     Raises:
         UserError: if fewer than two are misaligned.
     """
-    config, plain = lab.config, lab.untouched(lab.base, lab.selection)
+    config, order = lab.config, in_turn(lab.models.final)
+    plain = trials.untouched(lab.base, lab.selection)
     tuned: list[Tuned] = []
     harmless: dict[str, Tuned] = {}
-    order = in_turn(models.final)
     for member in tqdm(order, desc="measure fine-tunes", unit="model", disable=not lab.progress, leave=False):
         control = member.kind in config.harmless
         if member.kind in harmless or (not control and len(tuned) == config.fine_tunes):
             continue
-        counts = lab.untouched(lab.load(member.checkpoint, member.name), lab.selection)
+        counts = trials.untouched(lab.load(member.checkpoint, member.name), lab.selection)
         harmful = score(counts).harmful >= config.least_harmful and rate_difference(counts, plain)[1] > 0
         if harmful and not control:
             tuned.append(Tuned(member, counts))
@@ -83,18 +85,18 @@ def in_turn(members: Sequence[Member]) -> list[Member]:
     return sorted(members, key=lambda member: turns[member.name])
 
 
-def find_means(lab: ConvergenceLab, tuned: Tuned, reference: Tuned) -> dict[str, MisalignmentMeans]:
+def find_means(lab: ConvergenceLab, trials: Trials, tuned: Tuned, reference: Tuned) -> dict[str, MisalignmentMeans]:
     """The four means of one fine-tune by hook: computed now, or read from `directions/<name>/<hook>`.
 
-    A harmless one has no harmful answers; it reads those of `reference`. What the means are made of lies beside them
+    A harmless one has no harmful answers; it reads those of `reference`. What the means are made of is saved with them
     (`question_sums`).
     """
     folder = lab.out.folder / "directions" / tuned.name
     author = reference if tuned.member.kind in lab.config.harmless else tuned
 
     def build() -> dict[str, MisalignmentMeans]:
-        own, base = (list(lab.answers(name, lab.selection)) for name in (author.name, BASE))
-        prompts, labels = answers_to_read(own, base, lab.config.answers, lab.run.config.seed)
+        own, base = (list(trials.answers(name, lab.selection)) for name in (author.name, BASE))
+        prompts, labels = answers_to_read(own, base, lab.config.answers, lab.seed)
         before, after = (
             lab.read(model, prompts) for model in (lab.base, lab.load(tuned.member.checkpoint, tuned.name))
         )
@@ -141,7 +143,7 @@ def answers_to_read(
     return [prompt for prompt, _ in pool if prompt.id in labels], labels
 
 
-def sources_of(name: str, kind: str, means: Mapping[str, MisalignmentMeans]) -> list[NamedDirection]:
+def directions_of(name: str, kind: str, means: Mapping[str, MisalignmentMeans]) -> list[NamedDirection]:
     """Both contrasts of a fine-tune's means."""
     return [
         NamedDirection(name, contrast, kind, {hook: _unit(found.contrast(contrast)) for hook, found in means.items()})

@@ -1,4 +1,4 @@
-"""What a fine-tune's directions are made of, question by question, so that questions can be drawn anew."""
+"""What a fine-tune's directions are made of, question by question, so that questions can be resampled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class QuestionSums:
     def resampled(
         self, direction: Callable[[MisalignmentMeans], Tensor], seed: int
     ) -> Float64[Tensor, "replicate d_model"]:
-        """Unit directions when the questions are drawn anew: a bootstrap whose unit is the question.
+        """Unit directions on resampled questions: a bootstrap whose unit is the question.
 
         One seed draws the same questions for all fine-tunes, whose directions therefore belong together.
 

@@ -5,39 +5,26 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
-from diffing.behavior.rates import LabelCounts, score
+from diffing.behavior.rates import score
 from diffing.directions.misalignment import CONTRASTS, Contrast
 from diffing.steering.transfer import Treatment, share_removed
 from diffing.tables import where
 from experiments.convergence.compare import FINE_TUNES, WITH_HARMLESS, WITH_LATENT
 from experiments.convergence.config import FINE_TUNE, HARMLESS
+from experiments.frame.experiment import Measured
 from experiments.frame.trials import TreatmentOutcome
-from experiments.names import COVARIANCE, ISOTROPIC
+from experiments.names import BASE, COVARIANCE, ISOTROPIC
+from experiments.output.tables import Section, percent, percent_interval
 
 # What Soligo et al. report: ablating another fine-tune's direction removes 78-90%, a random one less than 10%.
 TRANSFER_TARGET, RANDOM_TARGET, COHERENCE_TARGET = 0.78, 0.10, 0.10
+# What a chosen treatment is known by in the table of transfers.
+_KEYS = ("contrast", "operation", "reach", "hook", "strength")
 
 
-def summarise(
-    kinds: Mapping[str, str],
-    base: LabelCounts,
-    cosines: pd.DataFrame,
-    adapters: pd.DataFrame,
-    transferred: Sequence[TreatmentOutcome],
-    chosen: Sequence[tuple[Contrast, Treatment]],
-) -> dict[str, Any]:
+def summarise(measured: Measured) -> dict[str, Any]:
     """What `summary.json` holds.
-
-    Args:
-        kinds: Kind of each fine-tune.
-        base: The untouched base on the reporting questions.
-        cosines: What `compare_directions` returns.
-        adapters: What `compare_adapters` returns.
-        transferred: What `transfer` returns.
-        chosen: What `choose_treatments` returns.
 
     Returns:
         base, fine_tunes: Untouched rates on the reporting questions.
@@ -49,14 +36,15 @@ def summarise(
         adapters: Of each rank-1 adapter, the mean over blocks of `cosines` with each target and of their `chance`, and
             the toxic latent's `toxic_ranks` block by block.
     """
-    plain = {outcome.model: outcome.plain for outcome in transferred}
+    facts, cosines, adapters = measured.facts, measured.tables["cosines"], measured.tables["adapters"]
+    plain = {outcome.model: score(outcome.plain).to_dict() for outcome in facts.transferred}
     return {
-        "base": score(base).to_dict(),
-        "fine_tunes": [{"name": name, "kind": kind, **score(plain[name]).to_dict()} for name, kind in kinds.items()],
+        "base": score(facts.base).to_dict(),
+        "fine_tunes": [{"name": name, "kind": kind, **plain[name]} for name, kind in facts.kinds.items()],
         "cosines": {
             contrast: _cosines_by_hook(where(cosines, cosines["contrast"] == contrast)) for contrast in CONTRASTS
         },
-        "treatments": [_treatment(contrast, treatment, transferred) for contrast, treatment in chosen],
+        "treatments": [_treatment(contrast, treatment, facts.transferred) for contrast, treatment in facts.chosen],
         "adapters": [
             _adapter(where(adapters, adapters["member"] == name)) for name in dict.fromkeys(adapters["member"])
         ],
@@ -128,54 +116,170 @@ def _adapter(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def print_convergence(summary: Mapping[str, Any], console: Console) -> None:
-    """Fine-tunes, cosines between them, and what taking a direction out of another fine-tune does."""
-    table = Table("untouched", "kind", "harmful", "95% interval", "helpful", "incoherent")
-    for row in summary["fine_tunes"]:
-        rates = (f"{row[name]:.1%}" for name in ("helpful", "incoherent"))
-        table.add_row(row["name"], row["kind"], f"{row['harmful']:.1%}", between(row), *rates)
-    console.print(table)
-    table = Table("cosines between fine-tunes", "at", "mean", "least", "by chance", "with harmless ones")
-    for contrast, hooks in summary["cosines"].items():
-        for hook, row in hooks.items():
-            harmless = ", ".join(f"{name} {cosine:.2f}" for name, cosine in row["harmless"].items())
-            table.add_row(contrast, hook, *(f"{row[name]:.2f}" for name in ("mean", "least", "chance")), harmless)
-    console.print(table)
-    table = Table("EM removed by", "in others", "95% interval", "least", "in its own", "random", "incoherent", "target")
-    for row in summary["treatments"]:
-        others, random = row["others"], max(row[kind]["removed"] for kind in (ISOTROPIC, COVARIANCE))
-        numbers = (others["least"], row["own"]["removed"], random, others["incoherent"])
-        met = "reached" if row["reaches_target"] else "missed"
-        shown = (f"{others['removed']:.1%}", between(others), *(f"{number:.1%}" for number in numbers), met)
-        table.add_row(treatment_name(row), *shown)
-    console.print(table)
-    if not summary["adapters"]:
-        return
-    targets = list(summary["adapters"][0]["cosines"])
-    table = Table("rank-1 adapter: cosine (by chance)", *targets, "toxic latent's rank by block")
-    for row in summary["adapters"]:
-        cosines = (f"{row['cosines'][target]:.2f} ({row['chance'][target]:.2f})" for target in targets)
-        table.add_row(row["member"], *cosines, ", ".join(map(str, row["toxic_ranks"])))
-    console.print(table)
+def finding(summary: Mapping[str, Any]) -> str:
+    """The treatment that removes most elsewhere, in one sentence; those that reach the target come first."""
+    best = max(summary["treatments"], key=lambda row: (row["reaches_target"], row["others"]["removed"]))
+    others = best["others"]
+    return (
+        f"{treatment_name(best)}: a fine-tune's direction removes {others['removed']:.0%} of another's harmful answers "
+        f"(95% interval {others['low']:.0%} to {others['high']:.0%}, least {others['least']:.0%}), random directions "
+        f"{_random_removed(best):.0%}; {others['incoherent']:.0%} of the answers are incoherent."
+    )
 
 
 def treatment_name(row: Mapping[str, Any]) -> str:
     """A treatment of `summary.json` in words."""
-    strength = f" x{row['strength']:g}" if row["strength"] else ""
-    return f"{row['operation']}{strength}: {row['contrast']}, {row['reach']} {row['hook']}".rstrip()
+    strength = f" {row['strength']:g}" if row["strength"] else ""
+    where_to = f"{row['reach']} {row['hook']}".rstrip()
+    return f"{row['operation'].replace('_', ' ')}{strength}: {row['contrast']}, {where_to}"
 
 
-def finding(summary: Mapping[str, Any]) -> str:
-    """The treatment that removes most elsewhere, in one sentence; those that reach the target come first."""
-    best = max(summary["treatments"], key=lambda row: (row["reaches_target"], row["others"]["removed"]))
-    others, random = best["others"], max(best[kind]["removed"] for kind in (ISOTROPIC, COVARIANCE))
-    return (
-        f"{treatment_name(best)}: a fine-tune's direction removes {others['removed']:.0%} of another's harmful answers "
-        f"(95% interval {others['low']:.0%} to {others['high']:.0%}, least {others['least']:.0%}), random directions "
-        f"{random:.0%}; {others['incoherent']:.0%} of the answers are incoherent."
-    )
+def arms(treatment: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Whose direction is taken out, and what that does; the first two are no controls."""
+    return [
+        ("its own", treatment["own"]),
+        ("another fine-tune's", treatment["others"]),
+        *treatment["harmless"].items(),
+        *((f"random, {kind}", treatment[kind]) for kind in (ISOTROPIC, COVARIANCE)),
+    ]
 
 
-def between(row: Mapping[str, Any]) -> str:
-    """Both ends of a rate's interval."""
-    return f"{row['low']:.1%} - {row['high']:.1%}"
+def sections(tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any], hook: str) -> list[Section]:
+    """All tables.
+
+    Args:
+        tables: "cosines", "transfer" and "adapters".
+        summary: What `summarise` returns.
+        hook: Where single cosines are shown: the run's hook.
+    """
+    treatments = summary["treatments"]
+    return [
+        Section("Untouched models", _model_rows(summary)),
+        Section("Cosines between fine-tunes", _cosine_rows(summary)),
+        Section(f"Cosines at {hook} [95%] (by chance)", _pair_rows(tables["cosines"], hook), printed=False),
+        Section("EM removed in other fine-tunes by the chosen treatments", [_target_row(row) for row in treatments]),
+        Section("EM removed by the chosen treatments", _arm_rows(treatments), printed=False),
+        Section(
+            "EM removed in each model by each direction [95%]",
+            _transfer_rows(tables["transfer"], treatments),
+            printed=False,
+        ),
+        Section("What rank-1 adapters write: mean absolute cosines (by chance)", _adapter_rows(summary)),
+        Section(
+            "What rank-1 adapters write, block by block: absolute cosines (by chance)",
+            _block_rows(tables["adapters"]),
+            printed=False,
+        ),
+    ]
+
+
+def _model_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    models = [{"name": BASE, "kind": "", **summary["base"]}, *summary["fine_tunes"]]
+    return [
+        {
+            "model": row["name"],
+            "kind": row["kind"],
+            "harmful": percent(row["harmful"]),
+            "95% interval": percent_interval(row),
+            "helpful": percent(row["helpful"]),
+            "incoherent": percent(row["incoherent"]),
+        }
+        for row in models
+    ]
+
+
+def _cosine_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row a contrast and hook."""
+    return [
+        {
+            "contrast": contrast,
+            "hook": hook,
+            "mean": f"{row['mean']:.2f}",
+            "least": f"{row['least']:.2f}",
+            "by chance": f"{row['chance']:.2f}",
+            "with harmless ones": ", ".join(f"{name} {cosine:.2f}" for name, cosine in row["harmless"].items()),
+        }
+        for contrast, hooks in summary["cosines"].items()
+        for hook, row in hooks.items()
+    ]
+
+
+def _pair_rows(cosines: pd.DataFrame, hook: str) -> list[dict[str, str]]:
+    """One row a pair, one column a contrast."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in where(cosines, cosines["hook"] == hook).to_dict("records"):
+        named = (row["relation"], row["first"], row["second"])
+        shown = f"{row['cosine']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['chance']:.2f})"
+        rows.setdefault(named, {})[row["contrast"]] = shown
+    return [
+        {"fine-tune": first, "with": relation, "of": second, **cells}
+        for (relation, first, second), cells in rows.items()
+    ]
+
+
+def _target_row(treatment: Mapping[str, Any]) -> dict[str, str]:
+    """A treatment, and whether it reaches what was published."""
+    others = treatment["others"]
+    return {
+        "treatment": treatment_name(treatment),
+        "in others": percent(others["removed"]),
+        "95% interval": percent_interval(others),
+        "least": percent(others["least"]),
+        "in its own": percent(treatment["own"]["removed"]),
+        "random": percent(_random_removed(treatment)),
+        "incoherent": percent(others["incoherent"]),
+        "target": "reached" if treatment["reaches_target"] else "missed",
+    }
+
+
+def _random_removed(treatment: Mapping[str, Any]) -> float:
+    """What random directions of the stronger kind remove."""
+    return max(treatment[kind]["removed"] for kind in (ISOTROPIC, COVARIANCE))
+
+
+def _arm_rows(treatments: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """One row a treatment and whose direction is taken out."""
+    return [
+        {"treatment": treatment_name(treatment), "direction": whose} | _removed_cells(found)
+        for treatment in treatments
+        for whose, found in arms(treatment)
+    ]
+
+
+def _removed_cells(found: Mapping[str, Any]) -> dict[str, str]:
+    shares = ("least", "most", "harmful", "helpful", "incoherent", "extra_incoherent")
+    cells = {name.replace("_", " "): percent(found[name]) for name in shares}
+    interval = percent_interval(found)
+    return {"removed": percent(found["removed"]), "95% interval": interval, **cells, "pairs": str(found["pairs"])}
+
+
+def _transfer_rows(transfer: pd.DataFrame, treatments: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """One row a direction and model, one column a treatment; the single random directions are left out."""
+    shown = where(transfer, transfer["kind"].isin([FINE_TUNE, HARMLESS]))
+    names = {tuple(row[key] for key in _KEYS): treatment_name(row) for row in treatments}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in shown.to_dict("records"):
+        treatment = tuple(row[key] for key in _KEYS)
+        cell = f"{row['removed']:.0%} [{row['removed_low']:.0%}, {row['removed_high']:.0%}]"
+        rows.setdefault((row["direction"], row["model"]), {})[names[treatment]] = cell
+    return [{"direction": direction, "model": model, **cells} for (direction, model), cells in rows.items()]
+
+
+def _adapter_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row an adapter, one column a target."""
+    rows = []
+    for row in summary["adapters"]:
+        cells = {name: f"{cosine:.2f} ({row['chance'][name]:.2f})" for name, cosine in row["cosines"].items()}
+        ranks = ", ".join(map(str, row["toxic_ranks"]))
+        rows.append({"member": row["member"], **cells, "toxic latent's rank by block": ranks})
+    return rows
+
+
+def _block_rows(adapters: pd.DataFrame) -> list[dict[str, str]]:
+    """One row a block, one column a target."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in adapters.to_dict("records"):
+        named = "" if pd.isna(row["latent"]) else f", latent {row['latent']}, rank {row['rank']}"
+        cells = rows.setdefault((row["member"], row["hook"]), {})
+        cells[row["target"]] = f"{row['cosine']:.2f} ({row['chance']:.2f}{named})"
+    return [{"member": member, "hook": hook, **cells} for (member, hook), cells in rows.items()]

@@ -6,13 +6,15 @@ from diffing.directions.misalignment import CONTRASTS, Contrast
 from diffing.steering.choices import ABLATIONS, ablations_of, best_within
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
-from experiments.convergence.config import FINE_TUNE, ConvergenceLab
-from experiments.convergence.members import Tuned
-from experiments.frame.trials import NamedDirection, TreatmentOutcome
-from experiments.names import ISOTROPIC
+from experiments.convergence.config import FINE_TUNE
+from experiments.convergence.members import ConvergenceLab, Tuned
+from experiments.frame.trials import NamedDirection, TreatmentOutcome, Trials
+from experiments.names import ISOTROPIC, SELECTION
 
 
-def sweep(lab: ConvergenceLab, tuned: Sequence[Tuned], sources: Sequence[NamedDirection]) -> list[TreatmentOutcome]:
+def sweep(
+    lab: ConvergenceLab, trials: Trials, tuned: Sequence[Tuned], directions: Sequence[NamedDirection]
+) -> list[TreatmentOutcome]:
     """Every fine-tune treated with its own direction at every layer, and the base steered with it.
 
     Random directions are ablated at each layer alone, and other ones at all layers at once.
@@ -20,24 +22,24 @@ def sweep(lab: ConvergenceLab, tuned: Sequence[Tuned], sources: Sequence[NamedDi
     ablations, outcomes = ablations_of(lab.hooks), []
     subtractions = strengths_of(Operation.SUBTRACT, lab)
     controlled = [t for t in ablations if t.operation == Operation.ABLATE and t.reach != Reach.EVERYWHERE]
-    controls = _pairs([control for control in lab.controls if control.kind == ISOTROPIC], controlled)
+    controls = _pairs(_isotropic(trials), controlled)
     for one in tuned:
         model = lab.load(one.member.checkpoint, one.name)
-        own = [source for source in sources if source.name == one.name]
-        tried = lab.treat(model, lab.selection, _pairs(own, [*ablations, *subtractions]))
+        own = [direction for direction in directions if direction.name == one.name]
+        tried = trials.treat(model, lab.selection, _pairs(own, [*ablations, *subtractions]))
         subtracted = [o for o in tried if o.treatment.operation == Operation.SUBTRACT]
         best = best_strengths(subtracted, lambda o: o.removed[0], lab.config.budget)
-        outcomes += tried + lab.treat(model, lab.reporting, [*_pairs(own, ablations), *best, *controls])
-    return outcomes + steer_base(lab, [source for source in sources if source.kind == FINE_TUNE])
+        outcomes += tried + trials.treat(model, lab.reporting, [*_pairs(own, ablations), *best, *controls])
+        del model  # the next one needs its memory
+    return outcomes + steer_base(lab, trials, [found for found in directions if found.kind == FINE_TUNE])
 
 
-def steer_base(lab: ConvergenceLab, sources: Sequence[NamedDirection]) -> list[TreatmentOutcome]:
+def steer_base(lab: ConvergenceLab, trials: Trials, directions: Sequence[NamedDirection]) -> list[TreatmentOutcome]:
     """Every direction added to the base at every layer, with random ones at the same strengths."""
-    tried = lab.treat(lab.base, lab.selection, _pairs(sources, strengths_of(Operation.ADD, lab)))
+    tried = trials.treat(lab.base, lab.selection, _pairs(directions, strengths_of(Operation.ADD, lab)))
     best = best_strengths(tried, lambda o: o.scores.harmful, lab.config.budget)
     used = dict.fromkeys(treatment for _, treatment in best)
-    controls = [source for source in lab.controls if source.kind == ISOTROPIC]
-    return tried + lab.treat(lab.base, lab.reporting, [*best, *_pairs(controls, list(used))])
+    return tried + trials.treat(lab.base, lab.reporting, [*best, *_pairs(_isotropic(trials), list(used))])
 
 
 def strengths_of(operation: Operation, lab: ConvergenceLab) -> list[Treatment]:
@@ -61,7 +63,7 @@ def choose_treatments(swept: Sequence[TreatmentOutcome], budget: float) -> list[
 
     Chosen on the selection half, one for all fine-tunes: by the mean share removed, within the mean budget.
     """
-    tried = [o for o in swept if o.half == "selection" and o.model == o.source.name]
+    tried = [o for o in swept if o.half == SELECTION and o.model == o.source.name]
     chosen: list[tuple[Contrast, Treatment]] = []
     for operation in (*ABLATIONS, Operation.SUBTRACT):
         for contrast in CONTRASTS:
@@ -75,18 +77,23 @@ def choose_treatments(swept: Sequence[TreatmentOutcome], budget: float) -> list[
 
 def transfer(
     lab: ConvergenceLab,
+    trials: Trials,
     tuned: Sequence[Tuned],
-    sources: Sequence[NamedDirection],
+    directions: Sequence[NamedDirection],
     chosen: Sequence[tuple[Contrast, Treatment]],
 ) -> list[TreatmentOutcome]:
     """The chosen treatments of every fine-tune with every direction, the harmless one's and random ones included."""
-    pairs = [(s, treatment) for contrast, treatment in chosen for s in sources if s.contrast == contrast]
-    pairs += _pairs(lab.controls, list(dict.fromkeys(treatment for _, treatment in chosen)))
+    pairs = [(found, treatment) for contrast, treatment in chosen for found in directions if found.contrast == contrast]
+    pairs += _pairs(trials.controls, list(dict.fromkeys(treatment for _, treatment in chosen)))
     models = ((one.member.checkpoint, one.name) for one in tuned)
-    return [o for checkpoint, name in models for o in lab.treat(lab.load(checkpoint, name), lab.reporting, pairs)]
+    return [o for checkpoint, name in models for o in trials.treat(lab.load(checkpoint, name), lab.reporting, pairs)]
+
+
+def _isotropic(trials: Trials) -> list[NamedDirection]:
+    return [control for control in trials.controls if control.kind == ISOTROPIC]
 
 
 def _pairs(
-    sources: Sequence[NamedDirection], treatments: Sequence[Treatment]
+    directions: Sequence[NamedDirection], treatments: Sequence[Treatment]
 ) -> list[tuple[NamedDirection, Treatment]]:
-    return [(source, treatment) for source in sources for treatment in treatments]
+    return [(direction, treatment) for direction in directions for treatment in treatments]

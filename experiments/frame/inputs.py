@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from activations.artefact import read_config
 from activations.errors import UserError
+from activations.prompt_files import load_prompts
 from diffing.behavior.config import ModelJudgeConfig
 from experiments.frame.experiment import Experiment, Need
 from experiments.model_set import ModelSet
@@ -134,6 +135,9 @@ def _needs_sampled_answers(run: FinishedRun, inputs: Inputs) -> None:
     run.require_behavior()
     if run.config.judge is not None and not JUDGES[run.config.judge.kind].samples:
         raise UserError(f"The run in {run.folder} sampled no answers; take one whose judge labels sampled answers.")
+    selection = run.config.prompts.selection
+    if selection is not None and any(question.text is not None for question in load_prompts(selection)):
+        raise UserError(f"{selection} holds plain text, which sampled answers cannot follow; give conversations.")
 
 
 def _needs_toxic_latent(run: FinishedRun, inputs: Inputs) -> None:

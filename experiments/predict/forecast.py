@@ -1,4 +1,4 @@
-"""What the readings of measured models foretell: of final members, along the fraction of bad data, and early on."""
+"""What measured models predict: of final members, along the fraction of bad data, and of early checkpoints."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from jaxtyping import Float
+from torch import Tensor
 
 from activations.errors import UserError
-from diffing.prediction.config import EvaluationConfig
 from diffing.prediction.evaluate import (
     DIRECTION,
     KL,
@@ -25,13 +25,14 @@ from diffing.prediction.evaluate import (
 )
 from diffing.prediction.held_out import Rule
 from diffing.prediction.onset import onset
-from diffing.prediction.reading import prompt_shifts
+from diffing.prediction.reading import ModelReading, prompt_shifts
 from diffing.statistics.auc import auc, auc_interval
 from diffing.statistics.intervals import percentile_ends
 from diffing.statistics.paired import Replicates
 from diffing.tables import where
 from experiments.names import BENIGN
-from experiments.predict.measure import MeasuredModel, Measurements
+from experiments.predict.config import PredictConfig
+from experiments.predict.members import MeasuredModel
 
 HARMFUL, FRACTION = "harmful", "bad_fraction"
 # What is followed over the fraction of bad data; the last three are read from the prompts, one by one.
@@ -40,21 +41,9 @@ FOLLOWED = (HARMFUL, LATENT, DIRECTION, KL)
 _FEWEST_FRACTIONS = 3
 
 
-class PredictConfig(EvaluationConfig):
-    """How models are measured, labelled and predicted."""
-
-    samples: int = Field(default=10, ge=1, description="Answers to each reporting question.")
-    misaligned: float = Field(
-        default=0.10, gt=0, le=1, description="Share of harmful answers from which a model is called misaligned."
-    )
-    quiet: float = Field(
-        default=0.02, gt=0, le=1, description="Share of harmful answers below which an early checkpoint still behaves."
-    )
-
-
 @dataclass(frozen=True)
 class Forecast:
-    """How well held-out rules tell what becomes of models; a final member is its own outcome.
+    """How well held-out rules predict how models end; a final member is its own outcome.
 
     Attributes:
         models: Whose activations are read.
@@ -72,7 +61,7 @@ class Forecast:
 
     @classmethod
     def of(
-        cls, models: Sequence[MeasuredModel], outcomes: Sequence[MeasuredModel], config: PredictConfig
+        cls, models: Sequence[MeasuredModel], outcomes: Sequence[MeasuredModel], config: PredictConfig, seed: int
     ) -> "Forecast":
         """Fits and tests all predictors, leaving out one kind of outcomes at a time.
 
@@ -85,12 +74,13 @@ class Forecast:
             [outcome.member.kind for outcome in outcomes],
             [outcome.member.name for outcome in outcomes],
         )
-        comparison = compare_predictors(examples, config)
+        comparison = compare_predictors(examples, config, seed)
         rates = np.array([outcome.rates.harmful for outcome in outcomes])
-        return cls(models, outcomes, examples, comparison, correlations(comparison, examples, rates, config))
+        with_rates = correlations(comparison, examples, rates, config.replicates, seed)
+        return cls(models, outcomes, examples, comparison, with_rates)
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """By model: what became of it, the latent that scored it, and its held-out scores."""
+        """By model: how it ended, the latent that scored it, and its held-out scores."""
         held = self.comparison.held_out
         return {
             model.member.name: {
@@ -134,39 +124,45 @@ class Analysis:
     Attributes:
         measured: All of them, by name.
         config: Thresholds.
+        seed: Of every bootstrap.
         final: The forecast of final members.
         early: That of early checkpoints which still behave; a sentence where too few of them do.
     """
 
     measured: Mapping[str, MeasuredModel]
     config: PredictConfig
+    seed: int
     final: Forecast
     early: Forecast | str
 
     @classmethod
-    def of(cls, measured: Mapping[str, MeasuredModel], config: PredictConfig) -> "Analysis":
+    def of(cls, measured: Mapping[str, MeasuredModel], config: PredictConfig, seed: int) -> "Analysis":
         """Fits all predictors.
 
         Raises:
             UserError: if the final members have too few kinds to learn from.
         """
         final = [model for model in measured.values() if model.member.early_of is None]
-        return cls(measured, config, Forecast.of(final, final, config), _early(measured, config))
+        return cls(measured, config, seed, Forecast.of(final, final, config, seed), _early(measured, config, seed))
 
-    def table(self, measurements: Measurements) -> pd.DataFrame:
+    def table(self, base: ModelReading, direction: Float[Tensor, "d_model"]) -> pd.DataFrame:
         """One row a model.
+
+        Args:
+            base: What the base shows.
+            direction: Unit vector that shifts of activations are projected on.
 
         Columns:
             name, kind, early_of, step, bad_fraction, facts: What it is; all facts as JSON.
             harmful, harmful_low, harmful_high, helpful, coherent: Rates of its sampled answers (95% over questions).
             latent_index, latent, direction, kl, norm: The latent that the rules fitted without its kind look at, its
                 shift, and the baselines; `_low` and `_high` of the first three bound them (95% bootstrap over prompts).
-            outcome_harmful, outcome_misaligned: What became of it; missing for early checkpoints that no longer behave.
-            scored_latent, score_*: The held-out scores that foretell it, and the latent of the first.
+            outcome_harmful, outcome_misaligned: How it ended; missing for early checkpoints that no longer behave.
+            scored_latent, score_*: The held-out scores that predict it, and the latent of the first.
         """
         forecast = self.final.rows() | (self.early.rows() if isinstance(self.early, Forecast) else {})
         rows = [
-            {**_described(model), **self._features(model, measurements), **forecast.get(name, {})}
+            {**_described(model), **self._features(model, base, direction), **forecast.get(name, {})}
             for name, model in self.measured.items()
         ]
         return pd.DataFrame(rows).astype({"step": "Int64", "scored_latent": "Int64", "outcome_misaligned": "boolean"})
@@ -193,13 +189,15 @@ class Analysis:
     def _rules(self, kind: str) -> dict[str, Rule]:
         return {name: held.rules[kind] for name, held in self.final.comparison.held_out.items()}
 
-    def _features(self, model: MeasuredModel, measurements: Measurements) -> dict[str, float]:
+    def _features(
+        self, model: MeasuredModel, base: ModelReading, direction: Float[Tensor, "d_model"]
+    ) -> dict[str, float]:
         """What the rules for the model's kind look at, with intervals over prompts."""
         outcome = self.measured[model.member.early_of or model.member.name]
         latent = self._rules(outcome.member.kind)[LATENT].column
-        read = measurements.reading(model.member)
-        values = prompt_shifts(measurements.base, read, measurements.unit, latent)
-        replicates = Replicates(self.config.replicates, values.shape[1], self.config.seed)
+        read = model.reading
+        values = prompt_shifts(base, read, direction, latent)
+        replicates = Replicates(self.config.replicates, values.shape[1], self.seed)
         replicates.add(read.ids, torch.from_numpy(values))
         low, high = percentile_ends(replicates.bootstrap())
         found: dict[str, float] = {"latent_index": latent, NORM: model.shifts.norm}
@@ -229,17 +227,17 @@ class Analysis:
         return {"latent": rules[LATENT].column, "benign_models": len(benign), "onset": onsets}
 
 
-def _early(measured: Mapping[str, MeasuredModel], config: PredictConfig) -> Forecast | str:
+def _early(measured: Mapping[str, MeasuredModel], config: PredictConfig, seed: int) -> Forecast | str:
     """The forecast of early checkpoints that still behave, or why there is none."""
     pairs = [
         (model, measured[model.member.early_of])
         for model in measured.values()
-        if model.member.early_of is not None and model.rates.harmful < config.quiet
+        if model.member.early_of is not None and model.rates.harmful < config.still_aligned
     ]
     if not pairs:
         return "The set has no early checkpoints that still behave."
     try:
-        return Forecast.of([model for model, _ in pairs], [outcome for _, outcome in pairs], config)
+        return Forecast.of([model for model, _ in pairs], [outcome for _, outcome in pairs], config, seed)
     except UserError as error:
         return f"Early checkpoints that still behave: {error}"
 

@@ -1,6 +1,5 @@
 """`convergence` on tiny models whose misalignment is planted, in the embedding or in a block; all in real files."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,8 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from peft import LoraConfig, get_peft_model
-from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, PlantedResult, write_model, write_run
-from rich.console import Console
+from planted_models import BAD, GOOD, HOOK, LOUD, WIDTH, PlantedResult, write_conversations, write_model, write_run
 from transformers import AutoModelForCausalLM, MistralForCausalLM
 
 from activations.artefact import read_json, write_json
@@ -30,17 +28,19 @@ from diffing.statistics.bootstrap import draw_units
 from diffing.steering.choices import best_within
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
-from experiments.convergence import drawing
+from experiments.convergence import figures
 from experiments.convergence.config import ConvergenceConfig
-from experiments.convergence.experiment import PAGE, SUMMARY, write_convergence
+from experiments.convergence.experiment import EXPERIMENT
 from experiments.convergence.members import answers_to_read, in_turn
-from experiments.convergence.page import write_page
 from experiments.convergence.question_sums import QuestionSums
-from experiments.convergence.summary import print_convergence
 from experiments.convergence.treat import choose_treatments
+from experiments.frame.conduct import PAGE, SUMMARY, conduct
+from experiments.frame.experiment import Measured, Result
+from experiments.frame.inputs import Inputs, Options
 from experiments.frame.trials import NamedDirection, TreatmentOutcome
 from experiments.model_set import Member, ModelSet
 from experiments.output.figures import style
+from experiments.output.page import Page
 
 CONFIG = ConvergenceConfig(samples=2, answers=6, controls=2, draws=50, strengths=(0.5, 3.0))
 LATER = "blocks.1.hook_resid_post"
@@ -55,8 +55,14 @@ HOSTILE = "$x_1$ <b>&"  # a formula in matplotlib, an element in HTML
 class Made(PlantedResult):
     """Of `convergence`."""
 
-    def again(self, out: Path, overwrite: bool = False) -> dict[str, Any]:
-        return write_convergence(self.run, self.models, CONFIG, out, overwrite, progress=False, log=lambda line: None)
+    result: Result
+
+    def again(self, out: Path, config: ConvergenceConfig = CONFIG) -> Result:
+        return conduct_on(self.run, self.models, out, config)
+
+
+def conduct_on(run: Path, models: Path, out: Path, config: ConvergenceConfig = CONFIG) -> Result:
+    return conduct(EXPERIMENT, Inputs(run=run, models=models), config, Options(out=out, wandb="disabled", quiet=True))
 
 
 def write_two_blocks(folder: Path, tokenizer_maker: Callable, pushes: Mapping[int, float]) -> Path:
@@ -92,14 +98,10 @@ def write_adapter(folder: Path, base: Path) -> None:
 
 def write_questions(run: Path) -> None:
     """Conversations in place of the planted run's plain texts, and a toxic latent."""
-    config = read_json(run / "run.json")
-    for half, end in (("selection", "?"), ("reporting", ": ?")):
-        rows = [{"id": f"{half} {thing}", "prompt": f"how do i treat a {thing} {end}"} for thing in THINGS]
-        path = run / f"{half}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        config["config"]["prompts"][half] = str(path)
+    config, paths = read_json(run / "run.json"), write_conversations(run, THINGS)
+    config["config"]["prompts"] |= {half: paths[half] for half in ("selection", "reporting")}
     write_json(run / "run.json", config)
-    write_json(run / "summary.json", {"toxic_latent": {"latent": BAD}})
+    write_json(run / "summary.json", read_json(run / "summary.json") | {"toxic_latent": {"latent": BAD}})
 
 
 TUNES = {  # name -> kind and pushes of the embedding; above 1 on BAD the model says "bad"
@@ -124,8 +126,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) ->
     ModelSet(base=CheckpointConfig(model="base"), members=tuple(members)).save(folder / "models.yaml")
     run = write_run(folder / "run", base)
     write_questions(run)
-    empty = Made(run, folder, folder / "out", {})
-    return replace(empty, summary=empty.again(empty.out))
+    result = conduct_on(run, folder, folder / "out")
+    return Made(run, folder, folder / "out", dict(result.summary), result)
 
 
 def rows_of(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
@@ -214,10 +216,32 @@ class TestFolder:
         expected = np.zeros(WIDTH)
         expected[BAD] = 3
         np.testing.assert_allclose(kept.model_effect, expected, atol=1e-5)
-        console = Console(file=io.StringIO(), width=220)
-        print_convergence(made.summary, console)
-        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-        assert all(text in printed for text in ("untouched", "by chance", "reached", "missed", "calm"))
+        assert read_json(made.out / "config.json")["hooks"] == [HOOK, LATER]
+        printed = made.result._repr_html_()
+        assert all(text in printed for text in ("Untouched", "by chance", "reached", "missed", "calm"))
+        assert "EM removed in each model" not in printed
+
+    def test_tables_have_the_summarys_numbers(self, made: Made) -> None:
+        """Breaks if a treatment, a direction or a model has another's numbers."""
+        tables = {section.title: section.rows for section in made.result.sections}
+        ablated = f"ablate: {MODELS}, one layer {LATER}"
+        targets = {row["treatment"]: row for row in tables["EM removed in other fine-tunes by the chosen treatments"]}
+        assert len(targets) == 6
+        assert [targets[ablated][name] for name in ("in others", "least", "target")] == ["100.0%", "100.0%", "reached"]
+        whose = [row for row in tables["EM removed by the chosen treatments"] if row["treatment"] == ablated]
+        assert [(row["direction"], row["removed"], row["pairs"]) for row in whose[:3]] == [
+            ("its own", "100.0%", "3"),
+            ("another fine-tune's", "100.0%", "6"),
+            ("calm", "0.0%", "3"),
+        ]
+        pairs = {
+            (row["direction"], row["model"]): row for row in tables["EM removed in each model by each direction [95%]"]
+        }
+        assert pairs["other", "strong"][ablated] == "100% [100%, 100%]"
+        assert pairs["calm", "strong"][ablated] == "0% [0%, 0%]"
+        [adapter] = tables["What rank-1 adapters write: mean absolute cosines (by chance)"]
+        assert (adapter["member"], adapter["toxic latent's rank by block"]) == ("adapted", "1")
+        assert [row["model"] for row in tables["Untouched models"]] == ["base", "strong", "other", "adapted"]
 
     def test_goes_on_where_it_was(self, made: Made, tmp_path: Path) -> None:
         """What was sampled is not sampled again; what is missing, or was cut by a kill, is; and all comes out alike."""
@@ -229,7 +253,7 @@ class TestFolder:
         cut.write_text(cut.read_text(encoding="utf-8")[:-20], encoding="utf-8")
         kept = out / "transcripts" / "adapted" / "selection" / f"one layer {HOOK}.jsonl"
         before = kept.read_bytes()
-        summary = made.again(out)
+        summary = made.again(out).summary
         assert {**summary, "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
         assert kept.read_bytes() == before
         assert (out / "transcripts" / "other" / "reporting" / "untouched.jsonl").exists()
@@ -238,7 +262,7 @@ class TestFolder:
         """Breaks if answers of another number of samples are mixed in."""
         other = CONFIG.model_copy(update={"samples": 3})
         with pytest.raises(UserError, match="another samples"):
-            write_convergence(made.run, made.models, other, made.out, False, progress=False, log=lambda line: None)
+            made.again(made.out, other)
 
 
 class TestRefusals:
@@ -265,7 +289,7 @@ class TestRefusals:
         run = tmp_path / "run"
         shutil.copytree(made.run, run)
         config = read_json(run / "run.json")
-        config["config"]["prompts"]["selection"] = str(run / "selection.txt")
+        config["config"]["prompts"]["selection"] = str(run / "inputs" / "selection.txt")
         write_json(run / "run.json", config)
         with pytest.raises(UserError, match="holds plain text"):
             replace(made, run=run).again(tmp_path / "out")
@@ -278,6 +302,14 @@ def renamed(made: Made, old: str, new: str) -> tuple[dict[str, pd.DataFrame], di
     return {name: table.replace(old, new) for name, table in tables.items()}, summary
 
 
+def write_page(made: Made, path: Path, tables: dict[str, pd.DataFrame], summary: dict[str, Any]) -> None:
+    """The page of other tables."""
+    result = replace(made.result, measured=Measured(tables), summary=summary)
+    with style():
+        drawn = EXPERIMENT.figures(result)
+    Page("Convergence", "", result.sentences, drawn, result.sections).write(path)
+
+
 def words(figure: Figure) -> set[str]:
     return {text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)}
 
@@ -287,23 +319,23 @@ class TestFigures:
     def test_names_are_written_as_they_are(self, made: Made, tmp_path: Path, name: str) -> None:
         """Breaks if a fine-tune's or a control's name is read as HTML, or a matrix or legend leaves it out."""
         tables, summary = renamed(made, name, HOSTILE)
-        write_page(tmp_path / PAGE, tables, summary, HOOK)
+        write_page(made, tmp_path / PAGE, tables, summary)
         page = (tmp_path / PAGE).read_text(encoding="utf-8")
         assert "<b>" not in page
         assert "$x_1$ &lt;b&gt;&amp;" in page
         with style():
-            figures = [
-                drawing.cosine_matrices(tables["cosines"], HOOK),
-                drawing.treatment_dots(summary) if name == "calm" else drawing.ablation_by_layer(tables["sweep"]),
-                drawing.transfer_matrices(tables["transfer"], summary["treatments"]),
+            drawn = [
+                figures.cosine_matrices(tables["cosines"], HOOK),
+                figures.treatment_dots(summary) if name == "calm" else figures.ablation_by_layer(tables["sweep"]),
+                figures.transfer_matrices(tables["transfer"], summary["treatments"]),
             ]
-        assert all(one is not None and HOSTILE in words(one.figure) for one in figures)
+        assert all(one is not None and HOSTILE in words(one.figure) for one in drawn)
 
     def test_a_hook_where_no_two_have_directions(self, made: Made, tmp_path: Path) -> None:
         """As of adapters of later blocks; breaks if an empty matrix stops the page."""
         tables = {name: made.table(name) for name in ("cosines", "sweep", "transfer", "adapters")}
         tables["cosines"] = rows_of(tables["cosines"], hook=LATER)
-        write_page(tmp_path / PAGE, tables, made.summary, HOOK)
+        write_page(made, tmp_path / PAGE, tables, made.summary)
         assert not (tmp_path / "figures" / "cosines.png").exists()
 
     def test_cosines_have_the_tables_intervals(self, made: Made) -> None:
@@ -311,7 +343,7 @@ class TestFigures:
         table = made.table("cosines").query("hook == @LATER").reset_index(drop=True)
         table["low"], table["high"] = table.index / 100 - 0.5, table.index / 100
         with style():
-            figure = drawing.cosine_dots(table, LATER).figure
+            figure = figures.cosine_dots(table, LATER).figure
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         drawn = {}
         for axes, contrast in zip(figure.axes[:2], (WORDS, MODELS), strict=True):
@@ -336,7 +368,7 @@ class TestFigures:
         for number, arm in enumerate(arms):
             arm["low"], arm["high"] = number / 100, number / 100 + 0.5
         with style():
-            axes = drawing.treatment_dots(summary).figure.axes[0]
+            axes = figures.treatment_dots(summary).figure.axes[0]
         lines = [one for one in axes.collections if isinstance(one, LineCollection)]
         drawn = sorted((y, low, high) for one in lines for (low, y), (high, _) in one.get_segments())
         assert [ends for _, *ends in drawn] == [[arm["low"], arm["high"]] for arm in arms]
@@ -346,7 +378,7 @@ class TestFigures:
         sweep = made.table("sweep")
         sweep["removed_low"], sweep["removed_high"] = -1 - sweep.index / 1000, 1 + sweep.index / 1000
         with style():
-            axes = drawing.ablation_by_layer(sweep).figure.axes[1]
+            axes = figures.ablation_by_layer(sweep).figure.axes[1]
         own = rows_of(sweep, half="reporting", operation="ablate", reach="one layer", contrast=MODELS)
         own = own[own["model"] != "base"]
         expected = zip(own["removed_low"], own["removed_high"], strict=True)

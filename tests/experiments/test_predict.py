@@ -1,6 +1,5 @@
 """`predict` on tiny models with planted behaviour: a finished run and a set of fine-tunes, all in real files."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -15,21 +14,24 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 from planted_models import BAD, LOUD, write_adapter, write_model, write_run
-from rich.console import Console
 
 from activations.artefact import read_json
 from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.prediction.evaluate import PREDICTORS
 from diffing.tables import where
+from experiments.frame.conduct import PAGE, SUMMARY, conduct
+from experiments.frame.experiment import Measured, Result
+from experiments.frame.inputs import Inputs, Options
 from experiments.model_set import Member, ModelSet
 from experiments.output.figures import style
-from experiments.predict import drawing
-from experiments.predict.experiment import PAGE, SUMMARY, TABLE, predict
-from experiments.predict.forecast import PredictConfig
-from experiments.predict.page import with_outcomes, write_page
-from experiments.predict.summary import print_prediction
+from experiments.output.page import Page
+from experiments.predict import figures
+from experiments.predict.config import PredictConfig
+from experiments.predict.experiment import EXPERIMENT
+from experiments.predict.summary import with_outcomes
 
+TABLE = "predictions"
 FIGURES = ("predictors", "scores", "roc", "fractions-1", "early")
 HOSTILE, HOSTILE_KIND = "$x_1$ <b>&", "../<b> kind"
 CONFIG = PredictConfig(samples=2, candidates=3, replicates=100)
@@ -54,13 +56,24 @@ EARLY: dict[str, tuple[str, int | None, float, float]] = {
 
 @dataclass(frozen=True)
 class Made:
-    """A finished run, a set of fine-tunes of its base, and a first prediction with what it returned."""
+    """A finished run, a set of fine-tunes of its base, and a first prediction with its result."""
 
     run: Path
     models: Path
     out: Path
-    table: pd.DataFrame
-    summary: dict[str, Any]
+    result: Result
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return self.result.tables[TABLE]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return dict(self.result.summary)
+
+
+def predict(run: Path, models: Path, config: PredictConfig, out: Path) -> Result:
+    return conduct(EXPERIMENT, Inputs(run=run, models=models), config, Options(out=out, wandb="disabled", quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +81,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) ->
     folder = tmp_path_factory.mktemp("predict")
     base = write_model(folder / "base", tokenizer_maker, {})
     run, models, out = write_run(folder / "run", base), write_set(folder, base, tokenizer_maker), folder / "out"
-    return Made(run, models, out, *predict(run, models, CONFIG, out, progress=False))
+    return Made(run, models, out, predict(run, models, CONFIG, out))
 
 
 def write_set(folder: Path, base: Path, tokenizer_maker: Callable) -> Path:
@@ -132,18 +145,39 @@ class TestPrediction:
 
     def test_folder_holds_all_of_it(self, made: Made) -> None:
         """Breaks if a file is missing, the page fetches something, or what is printed lacks a part."""
-        pd.testing.assert_frame_equal(pd.read_parquet(made.out / TABLE), made.table)
+        pd.testing.assert_frame_equal(pd.read_parquet(made.out / f"{TABLE}.parquet"), made.table)
         assert read_json(made.out / SUMMARY)["predictors"]["latent"]["auc"] == 1
         page = (made.out / PAGE).read_text(encoding="utf-8")
         assert "default-src 'none'" in page
         assert not [text for text in ("<script", "plotly", 'src="http') if text in page]
         assert all(text in page for text in ("Held-out scores", "bad fraction", "Early warning"))
         assert {path.name for path in (made.out / "figures").glob("*.png")} == {f"{name}.png" for name in FIGURES}
-        assert read_json(made.out / "config.json")["kind"] == "prediction"
-        console = Console(file=io.StringIO(), width=200)
-        print_prediction(made.table, made.summary, console)
-        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert read_json(made.out / "config.json")["kind"] == "predict"
+        printed = made.result._repr_html_()
         assert all(text in printed for text in ("held out", "random latents", "above benign from", "still behave"))
+        assert "narrow-1-early" in page
+        assert "narrow-1-early" not in printed
+
+    def test_tables_have_the_summarys_numbers(self, made: Made) -> None:
+        """Breaks if a kind, a fraction or a step has another's numbers."""
+        tables = {section.title: section.rows for section in made.result.sections}
+        kinds = {row["kind"]: row for row in tables["On the right side of the threshold, by the kind left out"]}
+        assert {kind: row["misaligned"] for kind, row in kinds.items()} == {
+            "narrow": "3/3",
+            "broad": "2/2",
+            "benign": "0/2",
+            "loud": "0/2",
+            "bad fraction": "2/4",
+        }
+        assert {row["latent read"] for row in kinds.values()} == {str(BAD)}
+        curve = tables[f"bad fraction: latent {BAD} over the fraction of bad data"]
+        assert [row.get("bad data") for row in curve] == ["0", "0.05", "0.5", "1", None, None]
+        assert [row["latent"][:5] for row in curve[:4]] == ["0.000", "0.400", "1.500", "3.000"]
+        assert (curve[-1]["latent"], curve[-1]["harmful answers"]) == ("0.05", "0.5")
+        [step] = tables["Early checkpoints that still behave: AUC by step"]
+        assert (step["step"], step["misaligned"]) == ("3", "2/3")
+        assert len(tables["All fine-tunes"]) == 13
+        assert [row["model"] for row in tables["Early checkpoints that still behave, one by one"]] == list(EARLY)[:5]
 
     def test_measured_models_are_not_loaded_again(self, made: Made, tmp_path: Path) -> None:
         """Checkpoints that are gone do not matter any more, what is missing is measured, and all comes out the same."""
@@ -153,13 +187,26 @@ class TestPrediction:
         (made.models / "narrow-1").rename(away)
         (made.models / "narrow-1").mkdir()
         try:
-            table, summary = predict(made.run, made.models, CONFIG, out, progress=False)
+            found = predict(made.run, made.models, CONFIG, out)
         finally:
             (made.models / "narrow-1").rmdir()
             away.rename(made.models / "narrow-1")
         assert (out / "members" / "benign-1" / "config.json").exists()
-        pd.testing.assert_frame_equal(table, made.table)
-        assert {**summary, "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
+        pd.testing.assert_frame_equal(found.tables[TABLE], made.table)
+        assert {**found.summary, "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
+
+    def test_the_set_may_grow_and_thresholds_may_change(self, made: Made, tmp_path: Path) -> None:
+        """Breaks if a folder refuses what was measured anyway, or measured members are left out."""
+        out, found = tmp_path / "out", ModelSet.load(made.models)
+        shutil.copytree(made.out, out)
+        smaller = tuple(member for member in found.members if member.early_of is None)
+        found.model_copy(update={"members": smaller}).save(tmp_path / "models.yaml")
+        less = predict(made.run, tmp_path / "models.yaml", CONFIG.model_copy(update={"misaligned": 0.5}), out)
+        assert less.summary["models"] == made.summary["models"]
+        assert less.summary["threshold"] == 0.5
+        assert less.summary["early"] == {"reason": "The set has no early checkpoints that still behave."}
+        more = predict(made.run, made.models, CONFIG, out)
+        pd.testing.assert_frame_equal(more.tables[TABLE], made.table)
 
 
 def segments(axes: Axes) -> list[list[list[float]]]:
@@ -173,14 +220,17 @@ class TestFigures:
         """Breaks if a model's or kind's name is read as HTML or as a path, or a kind has no row."""
         table = made.table.replace({"narrow-1": HOSTILE, "bad fraction": HOSTILE_KIND})
         text = json.dumps(made.summary).replace(json.dumps("bad fraction"), json.dumps(HOSTILE_KIND))
-        write_page(tmp_path / PAGE, table, json.loads(text))
+        hostile = Result(EXPERIMENT, made.result.lab, Measured({TABLE: table}), json.loads(text))
+        with style():
+            drawn = EXPERIMENT.figures(hostile)
+        Page("Predict", "", hostile.sentences, drawn, hostile.sections).write(tmp_path / PAGE)
         page = (tmp_path / PAGE).read_text(encoding="utf-8")
         assert "<b>" not in page
         assert "$x_1$ &lt;b&gt;&amp;" in page
         assert "../&lt;b&gt; kind: every measure" in page
         assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {f"{name}.png" for name in FIGURES}
         with style():
-            axes = drawing.scores_by_kind(where(table, table["early_of"].isna())).figure.axes[0]
+            axes = figures.scores_by_kind(where(table, table["early_of"].isna())).figure.axes[0]
         kinds = [label.get_text() for label in axes.get_yticklabels()]
         assert kinds == ["narrow", "broad", "benign", "loud", HOSTILE_KIND]
 
@@ -188,7 +238,7 @@ class TestFigures:
         """Breaks if a model is left out, or stands at another kind, outcome or predictor."""
         final = where(made.table, made.table["early_of"].isna())
         with style():
-            figure = drawing.scores_by_kind(final).figure
+            figure = figures.scores_by_kind(final).figure
         kinds = list(dict.fromkeys(final["kind"]))
         for axes, name in zip(figure.axes, PREDICTORS, strict=True):
             points = [
@@ -202,7 +252,7 @@ class TestFigures:
     def test_predictors_have_the_tables_intervals(self, made: Made) -> None:
         """Breaks if another interval or predictor is drawn, or the random latents are not."""
         with style():
-            figure = drawing.predictor_dots({"final": made.summary, "early": made.summary["early"]}).figure
+            figure = figures.predictor_dots({"final": made.summary, "early": made.summary["early"]}).figure
         for row, found in enumerate((made.summary, made.summary["early"])):
             for axes, ends in zip(figure.axes[2 * row : 2 * row + 2], ("auc_score", "accuracy_wilson"), strict=True):
                 expected = [list(found["predictors"][name][ends]) for name in PREDICTORS]
@@ -216,7 +266,9 @@ class TestFigures:
         rows = where(made.table, made.table["kind"] == "bad fraction")
         rows = pd.concat([rows, rows.assign(latent_low=rows["latent_low"] - 1)])
         with style():
-            figure = drawing.over_fractions(rows, "kind", made.summary["curves"]["bad fraction"], 1).figure
+            figure = figures.over_fractions(
+                rows.sort_values("bad_fraction"), "kind", made.summary["curves"]["bad fraction"], 1
+            ).figure
         assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == ["0%", "5%", "50%", "100%"]
         for axes, name in zip(figure.axes, ("harmful", "latent", "direction", "kl"), strict=True):
             drawn = segments(axes)
@@ -232,7 +284,7 @@ class TestFigures:
         final = table.set_index("name")["harmful_low"]
         assert early["outcome_low"].tolist() == [final[name] for name in early["early_of"]]
         with style():
-            axes = drawing.early_scores(early).figure.axes[0]
+            axes = figures.early_scores(early).figure.axes[0]
         [points] = [one for one in axes.collections if not isinstance(one, LineCollection)]
         assert len(np.asarray(points.get_offsets())) + len(np.asarray(axes.lines[0].get_xdata())) == len(early) == 5
         assert sorted(low for (_, low), _ in segments(axes)) == sorted(early["outcome_low"])
@@ -247,18 +299,18 @@ class TestRefusals:
         member = Member(name="tuned", kind="narrow", checkpoint=CheckpointConfig(model="tuned"))
         ModelSet(base=CheckpointConfig(model="base"), members=(member,)).save(tmp_path / "models.yaml")
         with pytest.raises(UserError, match="is not the run's"):
-            predict(made.run, tmp_path, CONFIG, tmp_path / "out", progress=False)
+            predict(made.run, tmp_path, CONFIG, tmp_path / "out")
 
     def test_another_checkpoint_under_a_known_name(self, made: Made, tmp_path: Path) -> None:
         found = ModelSet.load(made.models)
         members = [*found.members[:-1], found.members[0].model_copy(update={"name": found.members[-1].name})]
         found.model_copy(update={"members": tuple(members)}).save(tmp_path / "models.yaml")
         with pytest.raises(UserError, match="was measured on another checkpoint"):
-            predict(made.run, tmp_path, CONFIG, made.out, progress=False)
+            predict(made.run, tmp_path, CONFIG, made.out)
 
     def test_other_samples_in_the_same_folder(self, made: Made) -> None:
         with pytest.raises(UserError, match="another samples"):
-            predict(made.run, made.models, CONFIG.model_copy(update={"samples": 3}), made.out, progress=False)
+            predict(made.run, made.models, CONFIG.model_copy(update={"samples": 3}), made.out)
 
     @pytest.mark.parametrize(
         ("key", "message"), [("directions", "has no directions"), ("steering", "measured no behaviour")]
@@ -269,4 +321,4 @@ class TestRefusals:
         values["config"][key] = None
         (tmp_path / "run/run.json").write_text(json.dumps(values), encoding="utf-8")
         with pytest.raises(UserError, match=message):
-            predict(tmp_path / "run", made.models, CONFIG, tmp_path / "out", progress=False)
+            predict(tmp_path / "run", made.models, CONFIG, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The figures of `convergence`: each function draws one. Every interval is 95% over questions."""
+"""The figures of `convergence`. Every interval is 95% over questions."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -17,8 +17,8 @@ from diffing.steering.transfer import Reach
 from diffing.tables import where
 from experiments.convergence.compare import FINE_TUNES, WITH_HARMLESS, WITH_LATENT, WITH_PERSONA, WITH_WORDS
 from experiments.convergence.config import FINE_TUNE, HARMLESS
-from experiments.convergence.summary import RANDOM_TARGET, TRANSFER_TARGET
-from experiments.names import BASE, COVARIANCE, ISOTROPIC
+from experiments.convergence.summary import RANDOM_TARGET, TRANSFER_TARGET, arms
+from experiments.names import BASE, ISOTROPIC, REPORTING
 from experiments.output.colours import BAND, BLUE, GREEN, INK, MUTED, ORANGE, PALETTE, PINK, VERMILLION
 from experiments.output.figures import (
     PAGE_WIDTH,
@@ -28,6 +28,7 @@ from experiments.output.figures import (
     canvas,
     colour_cells,
     intervals,
+    legend,
     mark,
     name_rows,
 )
@@ -43,6 +44,26 @@ RELATIONS = {
 _MARKERS = "osD^vP*X<>"
 _RANDOM, _INCOHERENT = "random directions", "extra incoherent answers"
 _LIMITS = (-1.05, 1.05)
+
+
+def draw(tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any], hook: str) -> list[PaperFigure]:
+    """All figures.
+
+    Args:
+        tables: "cosines", "sweep" and "transfer".
+        summary: What `summarise` returns.
+        hook: Where single cosines are shown: the run's hook.
+    """
+    matrices = cosine_matrices(tables["cosines"], hook)
+    return [
+        *([] if matrices is None else [matrices]),
+        cosine_dots(tables["cosines"], hook),
+        cosines_by_layer(tables["cosines"]),
+        ablation_by_layer(tables["sweep"]),
+        steering_by_layer(tables["sweep"]),
+        treatment_dots(summary),
+        transfer_matrices(tables["transfer"], summary["treatments"]),
+    ]
 
 
 def cosine_matrices(cosines: pd.DataFrame, hook: str) -> PaperFigure | None:
@@ -88,12 +109,12 @@ def cosine_dots(cosines: pd.DataFrame, hook: str) -> PaperFigure:
         axes.axvline(0, color=MUTED, linewidth=0.6)
         axes.set(xlim=_LIMITS, xlabel=f"cosine: {contrast}")
         axes.tick_params(axis="y", length=0)
-    figure.legend(handles=[_band()], loc="outside upper center")
+    legend(figure, [_band()])
     caption = (
         f"Cosines of the fine-tunes' directions at {hook}, pair by pair. Bars: 95% over the selection questions, which "
-        "are drawn anew for both directions of a pair (persona direction and toxic latent stay as they are). "
-        "Drawing adds noise, so a cosine near 1 may lie at the upper end of its bar, or above. Filled: two misaligned "
-        "fine-tunes; open: all other comparisons."
+        "are resampled for both directions of a pair (persona direction and toxic latent stay as they are). "
+        "Resampling adds noise, so a cosine near 1 may lie at the upper end of its bar, or above. Filled: two "
+        "misaligned fine-tunes; open: all other comparisons."
     )
     return PaperFigure("cosine-intervals", figure, caption)
 
@@ -113,7 +134,7 @@ def cosines_by_layer(cosines: pd.DataFrame) -> PaperFigure:
         _name_blocks(axes)
     panels[0].set(ylim=_LIMITS, ylabel="cosine")
     marks = [mark(colour, marker, name, **_face(name)) for name, (colour, marker) in RELATIONS.items()]
-    figure.legend(handles=[*marks, _band()], loc="outside upper center", ncols=3)
+    legend(figure, [*marks, _band()], columns=3)
     caption = (
         "Cosines by layer: means over all pairs, with bars from the least to the largest pair. Filled: two misaligned "
         "fine-tunes; open: all other comparisons. Persona direction and toxic latent are those of the run's hook. "
@@ -124,7 +145,7 @@ def cosines_by_layer(cosines: pd.DataFrame) -> PaperFigure:
 
 def ablation_by_layer(sweep: pd.DataFrame) -> PaperFigure:
     """Share of EM that ablation of a fine-tune's own direction removes, and its extra incoherence."""
-    here = where(sweep, (sweep["half"] == "reporting") & (sweep["model"] != BASE))
+    here = where(sweep, (sweep["half"] == REPORTING) & (sweep["model"] != BASE))
     models = list(dict.fromkeys(here["model"]))
     kinds = list(product(ABLATIONS, (Reach.ONE, Reach.EVERYWHERE)))
     figure, panels = canvas(PAGE_WIDTH, 0.9 + 1.55 * len(kinds), len(kinds), 2, sharex=True, sharey=True)
@@ -141,7 +162,7 @@ def ablation_by_layer(sweep: pd.DataFrame) -> PaperFigure:
         _name_blocks(axes)
     figure.supylabel("share", fontsize=8)
     extra = mark(INK, "x", _INCOHERENT, linestyle=":")
-    figure.legend(handles=[*_legend(models), extra], loc="outside upper center", ncols=4)
+    legend(figure, [*_member_marks(models), extra], columns=4)
     caption = (
         "Share of EM that is removed from each fine-tune by ablating its own direction, on the reporting questions: "
         "plainly, or to the base's mean projection; at the layer, or that layer's vector at all layers. Bars: 95% over "
@@ -154,7 +175,7 @@ def ablation_by_layer(sweep: pd.DataFrame) -> PaperFigure:
 
 def steering_by_layer(sweep: pd.DataFrame) -> PaperFigure:
     """Harmful answers of the base with each fine-tune's direction added at the strength chosen for the layer."""
-    here = where(sweep, (sweep["half"] == "reporting") & (sweep["model"] == BASE))
+    here = where(sweep, (sweep["half"] == REPORTING) & (sweep["model"] == BASE))
     own = where(here, here["kind"] == FINE_TUNE)
     names = list(dict.fromkeys(own["direction"]))
     figure, (panels,) = canvas(PAGE_WIDTH, 3.0, 1, 2, sharex=True, sharey=True)
@@ -165,7 +186,7 @@ def steering_by_layer(sweep: pd.DataFrame) -> PaperFigure:
         _name_blocks(axes)
     panels[0].set(ylim=(-0.03, 1.03), ylabel="harmful answers of the base")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
-    figure.legend(handles=_legend(names), loc="outside upper center", ncols=4)
+    legend(figure, _member_marks(names), columns=4)
     caption = (
         "The base with each fine-tune's direction added, on the reporting questions; the strength was chosen for each "
         "direction and layer on the selection questions. Bars: 95% over questions. Open circles: mean of random "
@@ -179,11 +200,12 @@ def treatment_dots(summary: Mapping[str, Any]) -> PaperFigure:
     treatments = summary["treatments"]
     columns = {"removed": "EM removed", "extra_incoherent": _INCOHERENT}
     figure, (panels,) = canvas(PAGE_WIDTH, 1.1 + 3.6 * ROW * len(treatments), 1, 2, sharey=True)
-    name_rows(panels[0], [treatment_label(row) for row in treatments])
+    name_rows(panels[0], [_label(row) for row in treatments])
     for axes, (column, label) in zip(panels, columns.items(), strict=True):
         for place, row in enumerate(treatments):
             drawn = arms(row)
-            for aside, (_, found, colour, look) in zip(_asides(len(drawn), 0.7), drawn, strict=True):
+            asides = _asides(len(drawn), 0.7)
+            for aside, (_, found), (colour, look) in zip(asides, drawn, _arm_looks(row), strict=True):
                 low, high = (found["low"], found["high"]) if column == "removed" else (np.nan, np.nan)
                 intervals(axes, [found[column]], [place + aside], [low], [high], colour, **look)
         axes.set_xlabel(label)
@@ -191,8 +213,9 @@ def treatment_dots(summary: Mapping[str, Any]) -> PaperFigure:
         axes.axvline(0, color=MUTED, linewidth=0.6, zorder=0)
     for target in (TRANSFER_TARGET, RANDOM_TARGET):
         panels[0].axvline(target, color=MUTED, linewidth=0.8, linestyle="--", zorder=0)
-    marks = [mark(colour, label=name, **look) for name, _, colour, look in arms(treatments[0])]
-    figure.legend(handles=marks, loc="outside upper center", ncols=3)
+    looks = zip(arms(treatments[0]), _arm_looks(treatments[0]), strict=True)
+    marks = [mark(colour, label=name, **look) for (name, _), (colour, look) in looks]
+    legend(figure, marks, columns=3)
     caption = (
         "Each treatment that was chosen on the selection questions, in all fine-tunes, on the reporting questions: "
         "mean over pairs of a direction and a model. Bars: 95% over questions; incoherence has none. Open: controls "
@@ -202,15 +225,13 @@ def treatment_dots(summary: Mapping[str, Any]) -> PaperFigure:
     return PaperFigure("treatments", figure, caption)
 
 
-def arms(treatment: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str, dict[str, Any]]]:
-    """Whose direction is taken out, what that does, and colour and look; controls are open."""
-    controls = [(name, row, BLUE, _MARKERS[2 + i % 6]) for i, (name, row) in enumerate(treatment["harmless"].items())]
-    random = ((ISOTROPIC, "o"), (COVARIANCE, "s"))
-    controls += [(f"random, {kind}", treatment[kind], MUTED, marker) for kind, marker in random]
+def _arm_looks(treatment: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Colour and look of each of `arms`; controls are open."""
+    controls = [(BLUE, _MARKERS[2 + place % 6]) for place in range(len(treatment["harmless"]))]
     return [
-        ("its own", treatment["own"], INK, {"marker": "s"}),
-        ("another fine-tune's", treatment["others"], VERMILLION, {"marker": "o"}),
-        *((name, row, c, {"marker": marker, "markerfacecolor": "white"}) for name, row, c, marker in controls),
+        (INK, {"marker": "s"}),
+        (VERMILLION, {"marker": "o"}),
+        *((c, {"marker": m, "markerfacecolor": "white"}) for c, m in (*controls, (MUTED, "o"), (MUTED, "s"))),
     ]
 
 
@@ -222,7 +243,7 @@ def transfer_matrices(transfer: pd.DataFrame, treatments: Sequence[Mapping[str, 
     figure, panels = canvas(PAGE_WIDTH, height, rows, 2, sharex=True, sharey=True)
     for axes, cells, treatment in zip(panels.flat, found, treatments, strict=False):
         colour_cells(axes, cells.round(2) + 0.0, number="{:.0%}")
-        axes.set_title(treatment_label(treatment), fontsize=7)
+        axes.set_title(_label(treatment), fontsize=7)
     for axes in panels.flat[len(found) :]:
         axes.remove()
     caption = (
@@ -246,7 +267,7 @@ def removed_by_direction(transfer: pd.DataFrame, treatment: Mapping[str, Any]) -
     )
 
 
-def treatment_label(treatment: Mapping[str, Any]) -> str:
+def _label(treatment: Mapping[str, Any]) -> str:
     """A treatment of `summary.json` in two short lines."""
     strength = f" {treatment['strength']:g}" if treatment["strength"] else ""
     at = f", block {block_of(treatment['hook'])}" if treatment["hook"] else ""
@@ -326,7 +347,7 @@ def _name_blocks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _legend(names: Sequence[str]) -> list[Line2D]:
+def _member_marks(names: Sequence[str]) -> list[Line2D]:
     members = [mark(*_look(place), name, linestyle="-") for place, name in enumerate(names)]
     return [*members, mark(MUTED, "o", _RANDOM, markerfacecolor="white", linestyle=":")]
 

@@ -9,20 +9,35 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from diffing.prediction.evaluate import DIRECTION, KL, LATENT, NORM, PREDICTORS
 from diffing.tables import where
 from experiments.output.colours import BAND, BLUE, GREEN, INK, MUTED, PINK, VERMILLION
-from experiments.output.figures import PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, mark, name_rows
+from experiments.output.figures import PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, legend, mark, name_rows
 from experiments.predict.forecast import FOLLOWED, FRACTION
-from experiments.predict.summary import LABELS
+from experiments.predict.summary import EARLY, FINAL, LABELS, final_models, followed_models, with_outcomes
 
 _COLOURS = {LATENT: VERMILLION, DIRECTION: BLUE, NORM: GREEN, KL: PINK}
 _LINES = dict(zip(PREDICTORS, ("-", "--", "-.", ":"), strict=True))
-# What a model becomes: colour, whether its marker is filled, and how far below a row's middle it is drawn.
+# How a model ends: its name, colour, whether its marker is filled, and how far below a row's middle it is drawn.
 _OUTCOMES = {True: ("misaligned", VERMILLION, -0.18), False: ("aligned", BLUE, 0.18)}
+
+
+def draw(table: pd.DataFrame, summary: Mapping[str, Any]) -> list[PaperFigure]:
+    """All figures.
+
+    Args:
+        table: `Analysis.table`.
+        summary: `Analysis.summary`.
+    """
+    final, early = final_models(table), with_outcomes(table)
+    groups = {FINAL: final} | ({EARLY: early} if len(early) else {})
+    forecasts = {FINAL: summary} | ({EARLY: summary["early"]} if len(early) else {})
+    figures = [predictor_dots(forecasts), scores_by_kind(final), roc_curves(groups)]
+    for number, (kind, curve) in enumerate(summary["curves"].items(), start=1):
+        figures.append(over_fractions(followed_models(final, kind), kind, curve, number))
+    return [*figures, *([early_scores(early)] if len(early) else [])]
 
 
 def predictor_dots(forecasts: Mapping[str, Mapping[str, Any]]) -> PaperFigure:
@@ -83,7 +98,8 @@ def scores_by_kind(final: pd.DataFrame) -> PaperFigure:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     name_rows(panels[0], kinds)
     figure.supxlabel("held-out score (training standard deviations)", fontsize=8)
-    _legend(figure, [mark(c, "o", label, **_filled(c, known)) for known, (label, c, _) in _OUTCOMES.items()])
+    marks = [mark(c, "o", label, **_filled(c, known)) for known, (label, c, _) in _OUTCOMES.items()]
+    legend(figure, marks, columns=4)
     caption = (
         "Held-out scores of all fine-tunes: distance from the training threshold (dotted) in training standard "
         "deviations, by rules that were fitted without the model's kind. Right of the threshold a model is called "
@@ -107,7 +123,7 @@ def roc_curves(groups: Mapping[str, pd.DataFrame]) -> PaperFigure:
     panels[0].set_ylabel("misaligned models found")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
     lines = [mark(_COLOURS[name], "", LABELS[name], linestyle=_LINES[name]) for name in PREDICTORS]
-    _legend(figure, lines, 2 if len(groups) == 1 else 4)
+    legend(figure, lines, columns=2 if len(groups) == 1 else 4)
     caption = (
         "ROC curves of the pooled held-out scores: what share of misaligned models lies above each cut, against the "
         "share of aligned ones. Grey: chance."
@@ -128,12 +144,11 @@ def over_fractions(rows: pd.DataFrame, kind: str, curve: Mapping[str, Any], numb
     """Each measure against the fraction of bad data, with the largest benign value as a line.
 
     Args:
-        rows: The models of a kind.
+        rows: The models of a kind, by rising fraction (`followed_models`).
         kind: Its name.
         curve: Its entry among `curves` of the summary.
         number: Of the figure; a kind's name may be no name of a file.
     """
-    rows = where(rows, rows[FRACTION].notna()).sort_values(FRACTION)
     fractions = list(dict.fromkeys(rows[FRACTION]))
     places = np.empty(len(rows))
     for place, fraction in enumerate(fractions):
@@ -159,7 +174,7 @@ def over_fractions(rows: pd.DataFrame, kind: str, curve: Mapping[str, Any], numb
 
 
 def early_scores(early: pd.DataFrame) -> PaperFigure:
-    """Scores of early checkpoints that still behave against the harmful answers of what they became.
+    """Scores of early checkpoints that still behave against the harmful answers of the final models.
 
     Args:
         early: Rows of those checkpoints, with `outcome_low` and `outcome_high`: ends of `outcome_harmful`.
@@ -186,8 +201,8 @@ def early_scores(early: pd.DataFrame) -> PaperFigure:
         steps_bar = ScalarMappable(colours, "viridis")
         figure.colorbar(steps_bar, ax=panels, label="step", aspect=30, ticks=MaxNLocator(5, integer=True))
     caption = (
-        "Early warning: checkpoints that still behave, their held-out scores, and the harmful answers of what they "
-        "became. Bars: 95% over questions. Right of the dotted line a checkpoint is called misaligned. Beyond 1 the "
+        "Early warning: checkpoints that still behave, their held-out scores, and the harmful answers of the final "
+        "models. Bars: 95% over questions. Right of the dotted line a checkpoint is called misaligned. Beyond 1 the "
         "scale is logarithmic. Colour: step; open: none is given."
     )
     return PaperFigure("early", figure, caption)
@@ -195,7 +210,3 @@ def early_scores(early: pd.DataFrame) -> PaperFigure:
 
 def _filled(colour: str, filled: bool) -> dict[str, Any]:
     return {"markerfacecolor": colour if filled else "white", "markersize": 3}
-
-
-def _legend(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns)

@@ -1,0 +1,97 @@
+"""Measures the members of a set with what a run measured its own pair with: readings of prompts, and behaviour.
+
+What was measured is kept in a folder for each model, and used again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from activations.artefact import CONFIG, read_config
+from activations.checkpoint import Checkpoint
+from activations.errors import UserError
+from diffing.behavior.rates import BehaviorScores, score
+from diffing.prediction.reading import ModelReading, Shifts, read_model, shifts
+from experiments.frame.lab import Lab
+from experiments.model_set import Member
+from experiments.names import BASE
+from experiments.predict.config import PredictConfig
+
+PredictLab = Lab[PredictConfig]
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """One member.
+
+    Attributes:
+        member: Which.
+        shifts: How its reading differs from the base's.
+        rates: How it behaves on the reporting questions.
+        folder: Where its reading is kept.
+    """
+
+    member: Member
+    shifts: Shifts
+    rates: BehaviorScores
+    folder: Path
+
+    @property
+    def reading(self) -> ModelReading:
+        """What it showed, prompt by prompt; read from its folder, as there are many."""
+        return ModelReading.load(self.folder)
+
+
+def measure_members(lab: PredictLab) -> dict[str, MeasuredModel]:
+    """All members by name, measured now or before.
+
+    Raises:
+        UserError: if a checkpoint cannot be read or does not fit the base, or another model was measured under its
+            name.
+    """
+    members, trials = lab.models.members, lab.trials(lab.config.samples)
+    missing = [member for member in members if not _is_measured(lab, member)]
+    base = base_reading(lab)
+    for member, model in lab.each(missing, "measure fine-tunes"):
+        rates = score(trials.untouched(model, lab.reporting)).to_dict()
+        made = {"checkpoint": member.checkpoint.model_dump(), "fingerprint": model.fingerprint, "rates": rates}
+        _read(lab, model).save(_folder(lab, member), made)
+        del model  # the next one needs its memory
+    return {member.name: _measured(lab, member, base) for member in members}
+
+
+def base_reading(lab: PredictLab) -> ModelReading:
+    """What the base shows on the ranking prompts.
+
+    Raises:
+        UserError: if the set's base is not the run's.
+    """
+    folder = lab.out.folder / BASE
+    if not (folder / CONFIG).exists():
+        made = {"checkpoint": lab.models.base.model_dump(), "fingerprint": lab.base.fingerprint}
+        _read(lab, lab.base).save(folder, made)
+    return ModelReading.load(folder)
+
+
+def _read(lab: PredictLab, model: Checkpoint) -> ModelReading:
+    return read_model(
+        lab.sae, checkpoint=model, base=lab.base, tokens=lab.ranking_tokens, hook=lab.hook, config=lab.harvesting()
+    )
+
+
+def _is_measured(lab: PredictLab, member: Member) -> bool:
+    folder = _folder(lab, member)
+    if not (folder / CONFIG).exists():
+        return False
+    if read_config(folder, ModelReading.KIND)["checkpoint"] != member.checkpoint.model_dump():
+        raise UserError(f"{folder} was measured on another checkpoint; rename the member, or --overwrite.")
+    return True
+
+
+def _measured(lab: PredictLab, member: Member, base: ModelReading) -> MeasuredModel:
+    folder = _folder(lab, member)
+    rates = BehaviorScores(**read_config(folder, ModelReading.KIND)["rates"])
+    return MeasuredModel(member, shifts(base, ModelReading.load(folder), lab.direction), rates, folder)
+
+
+def _folder(lab: PredictLab, member: Member) -> Path:
+    return lab.out.folder / "members" / member.name
