@@ -1,7 +1,7 @@
 """Choices between treatments: which ablations there are, and which option does most at a bearable cost."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
@@ -10,6 +10,7 @@ ABLATIONS = (Operation.ABLATE, Operation.ABLATE_TO_MEAN)
 Key = TypeVar("Key")
 
 
+@runtime_checkable
 class HasCost(Protocol):
     """What a treatment costs."""
 
