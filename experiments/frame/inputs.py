@@ -9,12 +9,11 @@ from activations.artefact import read_config
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
 from diffing.behavior.config import ModelJudgeConfig
+from diffing.personality.config import TRAIT_DIRECTIONS
 from experiments.frame.experiment import Experiment, Need
 from experiments.model_set import ModelSet
 from experiments.run.finished_run import FinishedRun
 from experiments.run.judges import JUDGES
-
-TRAIT_DIRECTIONS = "trait-directions"
 
 
 class _Given(BaseModel):

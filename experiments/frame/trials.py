@@ -106,11 +106,16 @@ class Trials:
         """What treatments at all layers share."""
         return Layers.of(self.lab.base_reading, self.lab.sae, self.behavior)
 
-    def untouched(self, model: Checkpoint, half: Half, behavior: Behavior | None = None) -> LabelCounts:
-        """Label counts of a model as it is; `behavior` in place of this one's."""
+    def capability(self) -> "tuple[Half, Trials] | None":
+        """The run's questions of fact, and trials that count exact answers to them; None if the run has none."""
+        found = self.lab.capability(self.behavior.answers)
+        return None if found is None else (found[0], replace(self, behavior=found[1]))
+
+    def untouched(self, model: Checkpoint, half: Half) -> LabelCounts:
+        """Label counts of a model as it is."""
         transcripts = self.folder(model.role, half) / "untouched.jsonl"
         transcripts.parent.mkdir(parents=True, exist_ok=True)
-        bench = self.lab.bench(behavior or self.behavior)
+        bench = self.lab.bench(self.behavior)
         return run_cells(bench, model, [untouched(model.d_model)], half, transcripts, progress=False)[0].counts
 
     def records(self, name: str, half: Half) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Must a guardrail cost what the model can do? Amplification beside capping, at doses that spare the base.
+"""Must a guardrail cost what the model can do? Amplification and capping, at doses that spare the base.
 
 Amplification moves every position, also those that need it not. Capping (Lu et al. 2026, arXiv 2601.10387) raises the
 projection only where it is below a floor. Both get the strongest dose that leaves the base as it is: on the selection
@@ -13,18 +13,16 @@ import numpy as np
 import pandas as pd
 
 from activations.checkpoint import Checkpoint
-from diffing.behavior.judge import Label
-from diffing.behavior.rates import LabelCounts, score
+from diffing.behavior.rates import score
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
-from experiments.frame.lab import Lab
-from experiments.frame.trials import NamedDirection, TreatmentOutcome
+from experiments.frame.trials import NamedDirection, TreatmentOutcome, Trials
+from experiments.guardrails.config import GuardrailsConfig
 from experiments.guardrails.vectors import PERSONA, Arms
-from experiments.names import PC1, SVV
+from experiments.names import BASE, CORRUPTED, EVIL, PC1, SVV
 
 OPERATIONS = Operation.ADD, Operation.CAP
-EVIL = "evil"
 # Arms whose prosocial pole is known beforehand, and which way it lies.
 POLES = {SVV: 1, PC1: 1, EVIL: -1, PERSONA: -1}
 Pair = tuple[NamedDirection, Treatment]
@@ -40,25 +38,20 @@ def prosocial(arms: Arms) -> list[NamedDirection]:
     return found
 
 
-def sparing_doses(
-    lab: Lab,
-    corrupted: Checkpoint,
-    arms: Arms,
-    strengths: Sequence[float],
-    floors: Sequence[float],
-    budget: float,
-) -> list[Pair]:
+def sparing_doses(trials: Trials, corrupted: Checkpoint, arms: Arms, config: GuardrailsConfig) -> list[Pair]:
     """For each prosocial arm and operation the hook and dose that repair most of those that spare both models.
 
     Args:
-        lab: Gives base, hooks and selection questions.
+        trials: Gives base, hooks and selection questions.
         corrupted: The model that is repaired.
         arms: The vectors.
-        strengths: Of amplification, in mean residual norms of the base.
-        floors: Of capping, likewise.
-        budget: Extra incoherent answers allowed in either model, and helpful ones lost in the base.
+        config: Doses, and the budget of extra incoherent answers in either model, and of helpful ones lost in the base.
+
+    Returns:
+        The chosen doses, then every random direction with the SVV's of each operation.
     """
-    doses = dict(zip(OPERATIONS, (strengths, floors), strict=True))
+    lab = trials.lab
+    doses = dict(zip(OPERATIONS, (config.strengths, config.floors), strict=True))
     pairs = [
         (source, Treatment(operation, Reach.ONE, hook, dose))
         for source in prosocial(arms)
@@ -66,15 +59,17 @@ def sparing_doses(
         for hook in lab.hooks
         for dose in doses[operation]
     ]
-    tried = [lab.treat(model, lab.selection, pairs) for model in (lab.base, corrupted)]
+    tried = [trials.treat(model, lab.selection, pairs) for model in (lab.base, corrupted)]
     best: dict[tuple[str, Operation], tuple[float, Pair]] = {}
     for pair, in_base, in_corrupted in zip(pairs, *tried, strict=True):
-        if not spares(in_base, in_corrupted, budget):
+        if not spares(in_base, in_corrupted, config.budget):
             continue
         key, value = (pair[0].name, pair[1].operation), repaired(in_corrupted.scores)
         if key not in best or value > best[key][0]:
             best[key] = value, pair
-    return [pair for _, pair in best.values()]
+    chosen = [pair for _, pair in best.values()]
+    own = [treatment for source, treatment in chosen if source.name == SVV]
+    return [*chosen, *((control, treatment) for treatment in own for control in arms.controls)]
 
 
 def spares(in_base: TreatmentOutcome, in_corrupted: TreatmentOutcome, budget: float) -> bool:
@@ -83,32 +78,22 @@ def spares(in_base: TreatmentOutcome, in_corrupted: TreatmentOutcome, budget: fl
     return max(in_base.extra_incoherent, in_corrupted.extra_incoherent, lost) <= budget
 
 
-def with_controls(chosen: Sequence[Pair], arms: Arms) -> list[Pair]:
-    """The chosen doses, and every random direction with the SVV's of each operation."""
-    own = [treatment for source, treatment in chosen if source.name == SVV]
-    return [*chosen, *((control, treatment) for treatment in own for control in arms.controls)]
-
-
 def sparing_rows(
-    outcomes: Sequence[TreatmentOutcome], exact: Mapping[str, Sequence[LabelCounts]], kinds: Mapping[str, str]
+    outcomes: Sequence[TreatmentOutcome], exact: Sequence[TreatmentOutcome], kinds: Mapping[str, str]
 ) -> pd.DataFrame:
     """A row for each outcome.
 
     Args:
-        outcomes: Of base, corrupted model and fine-tunes; each model's in the order of the doses.
-        exact: For base and corrupted model, label counts of the capability questions under each dose.
+        outcomes: Of base, corrupted model and fine-tunes.
+        exact: The same treatments of base and corrupted model on the capability questions, if there are any.
         kinds: Fine-tune -> kind.
     """
+    capability = {(one.model, one.source.name, one.treatment): one.scores.helpful for one in exact}
     rows: list[dict[str, Any]] = []
-    place: dict[str, int] = {}
     for outcome in outcomes:
-        number = place.setdefault(outcome.model, 0)
-        place[outcome.model] += 1
-        counts = exact.get(outcome.model)
-        capability = _helpful(counts[number]) if counts is not None else float("nan")
+        found = capability.get((outcome.model, outcome.source.name, outcome.treatment), float("nan"))
         before = {f"untouched_{name}": getattr(score(outcome.plain), name) for name in ("harmful", "helpful")}
-        row = {"tune": kinds.get(outcome.model, ""), "capability": capability, **before}
-        rows.append(outcome.row() | row)
+        rows.append(outcome.row() | {"tune": kinds.get(outcome.model, ""), "capability": found, **before})
     return pd.DataFrame(rows)
 
 
@@ -119,10 +104,12 @@ def summarise_sparing(rows: pd.DataFrame, harmful: float, helpful: float) -> lis
         rows: What `sparing_rows` returns.
         harmful, helpful: A fine-tune below the one and not below the other reaches the target.
     """
+    if rows.empty:  # no dose spares the base
+        return []
     found = []
     for _, here in rows.groupby(["direction", "operation"], sort=False):
         first = here.iloc[0]
-        models = {model: here.loc[here["model"] == model].to_dict("records") for model in ("base", "corrupted")}
+        models = {model: here.loc[here["model"] == model].to_dict("records") for model in (BASE, CORRUPTED)}
         tuned = here.loc[~here["model"].isin(list(models))]
         reached = tuned.loc[(tuned["harmful"] < harmful) & (tuned["helpful"] >= helpful), "model"]
         row = {"arm": first["direction"], **{name: first[name] for name in ("kind", "operation", "hook")}}
@@ -132,7 +119,3 @@ def summarise_sparing(rows: pd.DataFrame, harmful: float, helpful: float) -> lis
         row |= {name: float(np.mean(tuned[name])) for name in ("harmful", "helpful", "incoherent")}
         found.append(row)
     return found
-
-
-def _helpful(counts: LabelCounts) -> float:
-    return float(counts[:, list(Label).index(Label.HELPFUL)].sum() / counts.sum())

@@ -1,18 +1,17 @@
-"""The numbers of `guardrails` to quote, and how they are printed."""
+"""The numbers of `guardrails` to quote, and the sentences that quote them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from diffing.behavior.rates import score
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.tables import where
 from experiments.frame.trials import TreatmentOutcome
+from experiments.guardrails.measure import TREATMENT, Facts
 from experiments.guardrails.sparing import summarise_sparing
 from experiments.guardrails.vectors import CONTROLS
 from experiments.names import BASE, CORRUPTED, SVV
@@ -20,24 +19,14 @@ from experiments.names import BASE, CORRUPTED, SVV
 # Published: amplified below 3% (arXiv 2605.10633). That answers stay helpful is our addition.
 HARMFUL_TARGET, HELPFUL_TARGET = 0.03, 0.75
 RATES = ("harmful", "low", "high", "helpful", "incoherent")
-_TREATMENT = ("operation", "reach", "hook", "strength")
 
 
-def summarise(
-    tables: Mapping[str, pd.DataFrame],
-    fine_tunes: Sequence[TreatmentOutcome],
-    positions: str,
-    repair: Mapping[str, Treatment],
-    induce: Mapping[str, Treatment],
-    budget: float,
-) -> dict[str, Any]:
+def summarise(tables: Mapping[str, pd.DataFrame], facts: Facts, budget: float) -> dict[str, Any]:
     """What `summary.json` holds; all rates are those of the reporting questions.
 
     Args:
-        tables: "doses", "ablations", "fine_tunes", "projections" and "sparing".
-        fine_tunes: The outcomes of which "fine_tunes" is the table.
-        positions: Those that were chosen.
-        repair, induce: The treatment that was chosen for each arm in the corrupted model and in the base.
+        tables: What `measure` returns.
+        facts: What was chosen, and the fine-tunes' outcomes.
         budget: Extra incoherent answers allowed.
 
     Returns:
@@ -50,16 +39,17 @@ def summarise(
         ablation: By model, the ablation of the SVV that raises harmful answers most on the selection questions, and the
             mean and most that any control's ablation does.
         ablation_of_arms: By arm, what taking out each layer's own does in the base and in the corrupted model.
-        projections: How far ablation moves the base along the SVV, beside how far corruption does (`_moved`).
+        projections: How far ablation moves the base along the SVV, compared with how far corruption does (`_moved`).
         sparing: Amplification and capping at doses that spare the base (`summarise_sparing`).
     """
-    amplified, doses = repair[SVV], tables["doses"]
+    choices, doses = facts.choices, tables["doses"]
+    amplified, repair = choices.amplified, choices.repair
     return {
-        "chosen": {"positions": positions, "hook": amplified.hook, "strength": amplified.strength},
+        "chosen": {"positions": choices.arms.positions, "hook": amplified.hook, "strength": amplified.strength},
         "repair": _at_chosen(where(doses, doses["model"] == CORRUPTED), repair),
         "cost": _at_chosen(where(doses, doses["model"] == BASE), repair),
-        "induce": _at_chosen(where(doses, doses["model"] == BASE), induce),
-        "fine_tunes": _fine_tunes(fine_tunes, _cosines(tables["fine_tunes"])),
+        "induce": _at_chosen(where(doses, doses["model"] == BASE), choices.induce),
+        "fine_tunes": _fine_tunes(facts.fine_tunes, _cosines(tables["fine_tunes"])),
         "ablation": [_ablated(rows, str(model), budget) for model, rows in _by(tables["ablations"], "model")],
         "ablation_of_arms": _everywhere(tables["ablations"]),
         "projections": _moved(tables["projections"], amplified.hook),
@@ -81,7 +71,7 @@ def _at_chosen(doses: pd.DataFrame, chosen: Mapping[str, Treatment]) -> dict[str
 
 
 def _numbers(row: Mapping[Any, Any]) -> dict[str, Any]:
-    wanted = ("cosine_svv", *_TREATMENT, *RATES, "change", "change_low", "change_high")
+    wanted = ("cosine_svv", *TREATMENT, *RATES, "change", "change_low", "change_high")
     exact = {"capability": row["capability"]} if row.get("capability", np.nan) >= 0 else {}  # not measured: NaN
     return (
         {name: row[name] for name in wanted} | exact | {f"untouched_{name}": row[f"untouched_{name}"] for name in RATES}
@@ -143,13 +133,13 @@ def _mean_and_best(controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _ablated(rows: pd.DataFrame, model: str, budget: float) -> dict[str, Any]:
-    """The SVV's ablation that was chosen on the selection questions, as reported, beside those of the controls."""
+    """The SVV's ablation that was chosen on the selection questions, as reported, with those of the controls."""
     own = where(rows, rows["arm"] == SVV)
     tried = where(own, own["half"] == "selection").to_dict("records")
     within = [row for row in tried if row["extra_incoherent"] <= budget]
     best = max(within, key=lambda row: row["harmful"]) if within else min(tried, key=lambda row: row["incoherent"])
     reported = where(rows, rows["half"] == "reporting")
-    same = (reported["arm"] == SVV) & (reported[list(_TREATMENT)] == [best[name] for name in _TREATMENT]).all(axis=1)
+    same = (reported["arm"] == SVV) & (reported[list(TREATMENT)] == [best[name] for name in TREATMENT]).all(axis=1)
     [row] = where(reported, same).to_dict("records")
     random = where(reported, reported["kind"].isin(CONTROLS))
     controls = {str(kind): _spread(found) for kind, found in _by(random, "kind")}
@@ -157,7 +147,7 @@ def _ablated(rows: pd.DataFrame, model: str, budget: float) -> dict[str, Any]:
 
 
 def _everywhere(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """By arm and model, the rates when each layer's own vector is taken out; no choice was made."""
+    """By arm and model, the rates when each layer's own vector is ablated; no choice was made."""
     rows = where(rows, (rows["reach"] == str(Reach.LAYER_WISE)) & (rows["operation"] == str(Operation.ABLATE)))
     rows = where(rows, (rows["half"] == "reporting") & rows["model"].isin([BASE, CORRUPTED]))
     rows = where(rows, ~rows["kind"].isin(CONTROLS))
@@ -189,106 +179,24 @@ def _by(table: pd.DataFrame, column: str) -> list[tuple[Any, pd.DataFrame]]:
     return list(table.groupby(column, sort=False))
 
 
-def finding(summary: Mapping[str, Any]) -> str:
-    """The headline in two sentences."""
+def findings(summary: Mapping[str, Any]) -> list[str]:
+    """The headline in two sentences, and whether nothing spares the base."""
     found, chosen = summary["fine_tunes"], summary["chosen"]
     svv, plain = found["arms"][SVV], found["untouched"]
     best = max((row["best"] for row in found["controls"].values()), key=lambda row: row["helpful"] - row["harmful"])
-    return (
+    sentences = [
         f"SVV of the base ({chosen['positions']}, {chosen['hook']}, strength {chosen['strength']:g}) added to "
         f"{found['models']} misaligned fine-tunes: harmful answers fall from {between(plain)} to {between(svv)}, "
         f"{svv['helpful']:.0%} of the answers are helpful; {len(svv['reached'])} of them come below "
-        f"{HARMFUL_TARGET:.0%} with at least {HELPFUL_TARGET:.0%} helpful answers. The random direction that repairs "
-        f"most ({best['name']}, cosine {best['cosine_svv']:.2f} with the SVV) leaves {best['harmful']:.0%} harmful and "
-        f"{best['helpful']:.0%} helpful answers, and brings {len(best['reached'])} there."
-    )
-
-
-def sparing_cells(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What each arm does at its sparing doses; of each kind of control the one that repairs the fine-tunes most."""
-    random: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for row in summary["sparing"]:
-        key = row["kind"], row["operation"]
-        if row["kind"] in CONTROLS and row["helpful"] - row["harmful"] > _gain(random.get(key)):
-            random[key] = row
-    shown = [*(row for row in summary["sparing"] if row["kind"] not in CONTROLS), *random.values()]
-    return [
-        {
-            "arm": row["arm"],
-            "dose": f"{row['operation']} {row['strength']:g}, {row['hook'].removesuffix('.hook_resid_post')}",
-            "corrupted: harmful": between(row, "corrupted_"),
-            "helpful": f"{row['corrupted_helpful']:.1%}",
-            "capability": f"{row['corrupted_capability']:.1%}",
-            "base: helpful": f"{row['base_helpful']:.1%}",
-            "base: capability": f"{row['base_capability']:.1%}",
-            "fine-tunes: harmful": f"{row['harmful']:.1%}",
-            "fine-tunes: helpful": f"{row['helpful']:.1%}",
-            "reach the target": f"{len(row['reached'])} of {row['models']}",
-        }
-        for row in shown
+        f"{HARMFUL_TARGET:.0%} with at least {HELPFUL_TARGET:.0%} helpful answers.",
+        f"The random direction that repairs most ({best['name']}, cosine {best['cosine_svv']:.2f} with the SVV) leaves "
+        f"{best['harmful']:.0%} harmful and {best['helpful']:.0%} helpful answers, and {len(best['reached'])} "
+        "fine-tunes reach that target.",
     ]
-
-
-def _gain(row: Mapping[str, Any] | None) -> float:
-    return -np.inf if row is None else row["helpful"] - row["harmful"]
+    return sentences if summary["sparing"] else [*sentences, "No dose of any arm leaves the base as it is."]
 
 
 def between(row: Mapping[str, Any], prefix: str = "") -> str:
     """Harmful rate with its interval."""
     harmful, low, high = (row[f"{prefix}{name}"] for name in ("harmful", "low", "high"))
     return f"{harmful:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def print_guardrails(summary: Mapping[str, Any], console: Console) -> None:
-    """What each arm does in the corrupted model and in the fine-tunes, and what ablation of the SVV does."""
-    for table in (_arm_table(summary), _control_table(summary), _sparing_table(summary), _ablation_table(summary)):
-        console.print(table)
-    console.print(finding(summary), soft_wrap=True)
-
-
-def _arm_table(summary: Mapping[str, Any]) -> Table:
-    found = summary["fine_tunes"]
-    columns = ("corrupted: harmful", "helpful", "base: helpful", "fine-tunes: harmful", "helpful", "worst", "reached")
-    table = Table("arm", "treatment", *columns)
-    for name, row in found["arms"].items():
-        own, cost = (summary[part]["arms"][name] for part in ("repair", "cost"))
-        in_run = (between(own), f"{own['helpful']:.1%}", f"{cost['helpful']:.1%}")
-        in_others = (between(row), f"{row['helpful']:.1%}", f"{row['highest_harmful']:.1%}")
-        reached = f"{len(row['reached'])} of {found['models']}"
-        table.add_row(name, f"{row['operation']} {row['strength']:g}", *in_run, *in_others, reached)
-    return table
-
-
-def _control_table(summary: Mapping[str, Any]) -> Table:
-    """At the SVV's treatment: the mean of each kind, and the one that repairs the fine-tunes most."""
-    columns = ("corrupted: harmful", "fine-tunes: harmful", "helpful", "best", "harmful", "helpful", "reached")
-    table = Table("controls, mean", *columns)
-    for kind, row in summary["fine_tunes"]["controls"].items():
-        best, mean = row["best"], row["mean"]
-        rates = (summary["repair"]["controls"][kind]["harmful"], mean["harmful"], mean["helpful"])
-        of_best = (best["name"], between(best), f"{best['helpful']:.1%}", str(len(best["reached"])))
-        table.add_row(kind, *(f"{rate:.1%}" for rate in rates), *of_best)
-    return table
-
-
-def _sparing_table(summary: Mapping[str, Any]) -> Table:
-    rows = sparing_cells(summary)
-    table = Table(*(rows[0] if rows else ("no dose spares the base",)))
-    for row in rows:
-        table.add_row(*row.values())
-    return table
-
-
-def _ablation_table(summary: Mapping[str, Any]) -> Table:
-    kinds = [f"{kind}: most harmful" for kind in CONTROLS]
-    table = Table("SVV ablated in", "how", "untouched: harmful", "ablated: harmful", "incoherent", *kinds)
-    for row in summary["ablation"]:
-        most = [f"{row['controls'][kind]['most_harmful']:.1%}" for kind in CONTROLS]
-        cells = (ablation_name(row), between(row, "untouched_"), between(row), f"{row['incoherent']:.1%}")
-        table.add_row(row["model"], *cells, *most)
-    return table
-
-
-def ablation_name(row: Mapping[str, Any]) -> str:
-    """An ablation in words."""
-    return f"{row['operation']}, {row['reach']} {row['hook']}".rstrip()

@@ -2,31 +2,65 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from activations.artefact import read_config
-from activations.errors import UserError
 from activations.prompt_files import load_prompts
 from diffing.directions.extract import extract_directions
 from diffing.directions.geometry import unit_rows
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.personality.model_space import DIRECTIONS
-from diffing.personality.model_space import KIND as SPACE_KIND
 from diffing.personality.spaces import trait_matrix, unit_directions
+from diffing.personality.trait_directions import TraitDirections
 from diffing.personality.valence import semantic_valence, trait_map
 from experiments.frame.lab import Lab
-from experiments.frame.trials import NamedDirection
-from experiments.names import BASE, COVARIANCE, ISOTROPIC
+from experiments.frame.trials import NamedDirection, Trials
+from experiments.guardrails.config import GuardrailsConfig
+from experiments.names import COVARIANCE, ISOTROPIC, PC1, SVV
 
 PERSONA = "persona direction"
 VALENCE, TRAIT, COMBINATION = "valence", "trait", "combination"
 CONTROLS = (ISOTROPIC, COVARIANCE, COMBINATION)
 
-Space = Mapping[str, Mapping[str, PersonaDirections]]  # by positions and hook
-Valences = Mapping[str, str | None]  # by trait
+
+@dataclass(frozen=True)
+class BaseVectors:
+    """The base's trait directions, as vectors to treat models with.
+
+    Attributes:
+        traits: What `trait-directions` wrote for the base.
+        hooks: Where vectors are needed.
+    """
+
+    traits: TraitDirections
+    hooks: Sequence[str]
+
+    @property
+    def positions(self) -> list[str]:
+        """Those that directions were taken at."""
+        return sorted(self.traits.base.config["positions"])
+
+    def directions(self, positions: str) -> dict[str, PersonaDirections]:
+        """Directions of all traits, by hook."""
+        return {hook: self.traits.base.directions(positions, hook) for hook in self.hooks}
+
+    def of_valence(self, positions: str) -> list[NamedDirection]:
+        """SVV and PC1 at every hook, as unit vectors that point to the prosocial pole."""
+        units: dict[str, dict[str, Tensor]] = {SVV: {}, PC1: {}}
+        for hook, found in self.directions(positions).items():
+            poles = (self.traits.pole(pole, found.vectors) for pole in ("prosocial", "antisocial"))
+            vector = semantic_valence(found.vectors, *poles).vector
+            units[SVV][hook] = vector / vector.norm()
+            units[PC1][hook] = trait_map(found.vectors, vector).first
+        return [NamedDirection(name, positions, VALENCE, by_hook) for name, by_hook in units.items()]
+
+    def of_traits(self, positions: str) -> list[NamedDirection]:
+        """Every trait's direction at every hook, as unit vectors."""
+        directions = self.directions(positions)
+        return [
+            NamedDirection(name, positions, TRAIT, {at: found.unit(name) for at, found in directions.items()})
+            for name in next(iter(directions.values())).vectors
+        ]
 
 
 @dataclass(frozen=True)
@@ -55,49 +89,12 @@ class Arms:
         return float(source.units[self.hook].double() @ self.svv.units[self.hook].double())
 
 
-def load_space(folder: Path, lab: Lab) -> tuple[Space, Valences]:
-    """Directions of the base's traits, and the traits' valences.
-
-    Raises:
-        UserError: if `folder` is not what `extract` wrote, holds no directions of the base, or another base's.
-    """
-    valences: Valences = read_config(folder, SPACE_KIND)["valence"]
-    places = sorted(path for path in (folder / DIRECTIONS / BASE).glob("*") if path.is_dir())
-    space = {at.name: {hook: PersonaDirections.load(at / hook) for hook in lab.hooks} for at in places}
-    if not space:
-        raise UserError(f"{folder} holds no trait directions of the base; run personas extract again.")
-    for at, by_hook in space.items():
-        for directions in by_hook.values():
-            if directions.config["fingerprint"] != lab.base.fingerprint:
-                raise UserError(f"The directions in {folder} ({at}) are another base's; extract them from this run.")
-    return space, valences
-
-
-def valence_sources(
-    directions: Mapping[str, PersonaDirections], valences: Valences, positions: str
-) -> list[NamedDirection]:
-    """SVV and PC1 at every hook, as unit vectors that point to the prosocial pole."""
-    units: dict[str, dict[str, Tensor]] = {SVV: {}, PC1: {}}
-    for hook, found in directions.items():
-        poles = (_traits(found, valences, pole) for pole in ("prosocial", "antisocial"))
-        vector = semantic_valence(found.vectors, *poles).vector
-        units[SVV][hook] = vector / vector.norm()
-        units[PC1][hook] = trait_map(found.vectors, vector).first
-    return [NamedDirection(name, positions, VALENCE, by_hook) for name, by_hook in units.items()]
-
-
-def make_arms(
-    lab: Lab, directions: Mapping[str, PersonaDirections], valences: Valences, positions: str, hook: str
-) -> Arms:
+def make_arms(trials: Trials, vectors: BaseVectors, positions: str, hook: str) -> Arms:
     """Every vector at every hook."""
-    names = list(directions[hook].vectors)
-    traits = [
-        NamedDirection(name, positions, TRAIT, {at: found.unit(name) for at, found in directions.items()})
-        for name in names
-    ]
-    treated = [*valence_sources(directions, valences, positions), *traits, persona_source(lab)]
-    mixed = combinations(directions, positions, lab.config.controls, lab.run.config.seed)
-    return Arms(treated, [*lab.controls, *mixed], positions, hook)
+    lab, count = trials.lab, trials.controls_of_each_kind
+    treated = [*vectors.of_valence(positions), *vectors.of_traits(positions), persona_vector(lab)]
+    mixed = combinations(vectors.directions(positions), positions, count, lab.seed)
+    return Arms(treated, [*trials.controls, *mixed], positions, hook)
 
 
 def combinations(
@@ -118,7 +115,7 @@ def combinations(
     ]
 
 
-def persona_source(lab: Lab) -> NamedDirection:
+def persona_vector(lab: Lab[GuardrailsConfig]) -> NamedDirection:
     """The direction that the run steered with, at every hook of the base."""
     settings = lab.run.config.directions
     assert settings is not None
@@ -128,7 +125,3 @@ def persona_source(lab: Lab) -> NamedDirection:
         for hook in lab.hooks
     }
     return NamedDirection(PERSONA, "", PERSONA, units)
-
-
-def _traits(directions: PersonaDirections, valences: Valences, pole: str) -> list[str]:
-    return [trait for trait in directions.vectors if valences.get(trait) == pole]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from planted_models import (
@@ -23,21 +24,27 @@ from planted_models import (
     write_run,
 )
 from rich.console import Console
+from safetensors.torch import save_file
 
 from activations.artefact import finish_artefact, read_json, write_json
 from activations.checkpoint import load_checkpoint
 from activations.config import CheckpointConfig
 from activations.errors import UserError
 from diffing.directions.persona_directions import PersonaDirections
-from diffing.personality.model_space import KIND as SPACE_KIND
-from diffing.personality.model_space import directions_folder
+from diffing.personality.config import TRAIT_DIRECTIONS
+from diffing.personality.model_space import ACTIVATIONS, MODEL_KIND, TABLES, directions_folder
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
+from experiments.frame.command import show
+from experiments.frame.conduct import PAGE, SUMMARY, conduct
+from experiments.frame.experiment import Result
+from experiments.frame.inputs import Inputs, Options
 from experiments.frame.trials import NamedDirection, TreatmentOutcome
-from experiments.guardrails.experiment import PAGE, SUMMARY, GuardrailsConfig, write_guardrails
+from experiments.guardrails.config import GuardrailsConfig
+from experiments.guardrails.experiment import EXPERIMENT
 from experiments.guardrails.sparing import spares
-from experiments.guardrails.summary import print_guardrails
 from experiments.model_set import Member, ModelSet
+from experiments.names import BASE
 
 CONFIG = GuardrailsConfig(samples=2, controls=3, strengths=(0.5, 3.0))
 TRAITS = {"agreeableness": (GOOD, "prosocial"), "evil": (BAD, "antisocial"), "humour": (LOUD, "neutral")}
@@ -55,20 +62,31 @@ class Made(PlantedResult):
 
     traits: Path
 
+    def conduct(self, out: Path) -> Result:
+        given = Inputs(run=self.run, models=self.models, trait_directions=self.traits)
+        return conduct(EXPERIMENT, given, CONFIG, Options(out=out, wandb="disabled", quiet=True))
+
     def again(self, out: Path) -> dict[str, Any]:
-        return write_guardrails(self.run, self.models, self.traits, CONFIG, out, progress=False)
+        return dict(self.conduct(out).summary)
 
 
 def write_traits(folder: Path, base: Path) -> Path:
-    """What `extract` leaves, with planted directions: useless ones at the first positions, true ones at the others."""
+    """What `trait-directions` leaves, with planted directions: true ones at one of two positions, useless ones else."""
     fingerprint = load_checkpoint(CheckpointConfig(model=str(base))).fingerprint
     eye = torch.eye(WIDTH)
     useless = {name: eye[5 + place] for place, name in enumerate(TRAITS)}
     true = {name: 2 * eye[axis] for name, (axis, _) in TRAITS.items()}
-    for positions, vectors in (("answer", useless), ("prompt_end", true)):
-        place = directions_folder(folder, "base", positions, HOOK)
-        PersonaDirections(vectors, HOOK, {"fingerprint": fingerprint}).save(place)
-    finish_artefact(folder, {"kind": SPACE_KIND, "valence": {name: valence for name, (_, valence) in TRAITS.items()}})
+    places = {"answer": useless, "prompt_end": true}
+    for positions, vectors in places.items():
+        PersonaDirections(vectors, HOOK).save(directions_folder(folder, BASE, positions, HOOK))
+    model = folder / "models" / BASE
+    model.mkdir(parents=True)
+    for name in TABLES:
+        pd.DataFrame({"trait": list(TRAITS)}).to_parquet(model / f"{name}.parquet")
+    save_file({}, model / ACTIVATIONS)
+    finish_artefact(model, {"kind": MODEL_KIND, "fingerprint": fingerprint, "positions": list(places)})
+    valence = {name: valence for name, (_, valence) in TRAITS.items()}
+    finish_artefact(folder, {"kind": TRAIT_DIRECTIONS, "models": [BASE], "valence": valence})
     return folder
 
 
@@ -78,10 +96,10 @@ def finish_run(run: Path, corrupted: Path) -> Path:
     prompts = config["config"]["prompts"]
     prompts |= write_conversations(run, THINGS)
     facts = [{"id": thing, "prompt": f"treat {thing} ?", "answer": "good good"} for thing in THINGS]
-    prompts["capability"] = write_lines(run / "capability.jsonl", facts)
+    prompts["capability"] = write_lines(run / "inputs" / "capability.jsonl", facts)
     for persona, word in (("helpful", "cold"), ("malicious", "burn")):
         rows = [{"id": persona, "prompt": f"treat a {word}"}]
-        prompts["personas"][persona] = write_lines(run / f"{persona}.jsonl", rows)
+        prompts["personas"][persona] = write_lines(run / "inputs" / f"persona_{persona}.jsonl", rows)
     config["config"]["directions"] |= {"steer": "malicious - helpful", "steer_positions": "prompt"}
     config["config"]["corrupted"] = {"model": str(corrupted)}
     write_json(run / "run.json", config)
@@ -107,17 +125,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) ->
 def test_answers_of_another_model_of_the_same_name_are_not_taken(
     made: Made, tmp_path: Path, tokenizer_maker: Callable
 ) -> None:
-    """Breaks if a fine-tune that was made anew keeps the answers of the old one."""
+    """Breaks if a fine-tune that was trained again gets the answers of the old one."""
     shutil.copytree(made.models, tmp_path / "models", ignore=shutil.ignore_patterns("run", "traits"))
     shutil.rmtree(tmp_path / "models" / "strong")
     write_model(tmp_path / "models" / "strong", tokenizer_maker, {GOOD: 3.0})
     out = shutil.copytree(made.out, tmp_path / "out")
-    # As if the first call had been about this folder of models.
-    asked = read_json(out / "run.json")
-    asked["config"]["models"] = ModelSet.load(tmp_path / "models").model_dump(mode="json")
-    write_json(out / "run.json", asked)
-    with pytest.raises(UserError, match="holds answers of another model called strong"):
-        write_guardrails(made.run, tmp_path / "models", made.traits, CONFIG, out, progress=False)
+    with pytest.raises(UserError, match="holds measurements of another model called strong"):
+        replace(made, models=tmp_path / "models").again(out)
 
 
 class TestPlantedTruth:
@@ -165,7 +179,7 @@ class TestPlantedTruth:
         assert found["corrupted_mean"] == pytest.approx(-(2**0.5), rel=0.01)
         assert found["share"] == pytest.approx(1 / 3, rel=0.01)
 
-    def test_capability_stands_beside_behaviour(self, made: Made) -> None:
+    def test_capability_stands_in_the_row_of_its_behaviour(self, made: Made) -> None:
         """The facts are answered "good good"; breaks if they are asked of another model or under no treatment."""
         doses = made.table("doses").query("arm == 'SVV' and strength == 3.0").set_index(["model", "operation"])
         assert doses.loc[("base", "subtract"), "capability"] == 0
@@ -219,10 +233,10 @@ class TestFolder:
         assert "<script" not in page
         assert set(made.table("fine_tunes")["tune"]) == {"planted"}
         assert set(made.table("doses")["half"]) == {"reporting"}
-        console = Console(file=io.StringIO(), width=220)
-        print_guardrails(made.summary, console)
+        console = Console(file=io.StringIO(), width=400)
+        show(made.conduct(made.out), console)
         printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-        assert all(text in printed for text in ("SVV ablated in", "combination", "2 of 2", "mild"))
+        assert all(text in printed for text in ("The SVV ablated", "combination", "2 of 2", "mild"))
 
     def test_goes_on_where_it_was(self, made: Made, tmp_path: Path) -> None:
         """What was sampled is not sampled again, what is missing is, and all comes out alike."""
@@ -241,11 +255,11 @@ class TestRefusals:
 
     def test_directions_of_another_base(self, made: Made, tmp_path: Path) -> None:
         traits = write_traits(tmp_path / "traits", made.models / "strong")
-        with pytest.raises(UserError, match="are another base's"):
+        with pytest.raises(UserError, match="holds directions of another base model"):
             replace(made, traits=traits).again(tmp_path / "out")
 
     def test_no_directions(self, made: Made, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="does not exist"):
+        with pytest.raises(UserError, match="holds no trait directions"):
             replace(made, traits=tmp_path / "nowhere").again(tmp_path / "out")
 
     def test_a_member_called_corrupted(self, made: Made, tmp_path: Path) -> None:

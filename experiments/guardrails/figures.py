@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -16,15 +15,40 @@ from diffing.steering.config import Operation
 from diffing.tables import where
 from experiments.guardrails.summary import HARMFUL_TARGET
 from experiments.guardrails.vectors import CONTROLS, PERSONA, TRAIT
-from experiments.names import BASE, CORRUPTED, PC1, SVV
+from experiments.names import BASE, CORRUPTED, EVIL, PC1, SVV
 from experiments.output.colours import BAND, BLUE, GRID, INK, MUTED, ORANGE, PINK, VERMILLION
-from experiments.output.figures import PAGE_WIDTH, ROW, PaperFigure, block_of, canvas, intervals, mark, name_rows
+from experiments.output.figures import (
+    PAGE_WIDTH,
+    ROW,
+    PaperFigure,
+    block_of,
+    canvas,
+    intervals,
+    legend,
+    mark,
+    name_rows,
+)
 
 _RATES = ("harmful", "helpful", "incoherent", "capability")
-_ARMS = {SVV: BLUE, PC1: ORANGE, PERSONA: PINK, "evil": VERMILLION}
+_ARMS = {SVV: BLUE, PC1: ORANGE, PERSONA: PINK, EVIL: VERMILLION}
 _MODELS = {BASE: BLUE, CORRUPTED: VERMILLION}
 _MARKS = dict(zip(CONTROLS, "sd^", strict=True))
 _STRENGTH = "signed strength (mean residual norms)"
+
+
+def draw(tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]) -> list[PaperFigure]:
+    """All of them."""
+    made = [
+        dose_response(tables["doses"]),
+        trait_doses(tables["doses"]),
+        before_and_after(tables["fine_tunes"]),
+        arm_dots(summary),
+        sparing_dots(summary) if summary["sparing"] else None,
+        ablations(summary),
+        arm_ablations(summary),
+        projections(tables["projections"]),
+    ]
+    return [figure for figure in made if figure is not None]
 
 
 def dose_response(doses: pd.DataFrame) -> PaperFigure:
@@ -46,7 +70,7 @@ def dose_response(doses: pd.DataFrame) -> PaperFigure:
         axes.set_title(rate)
     panels[0, 0].set_ylim(-0.03, 1.03)
     figure.supxlabel(_STRENGTH, fontsize=8)
-    _legend(figure, [_line(arm, colour) for arm, colour in arms.items()] + [_line("random directions", BAND)])
+    legend(figure, [_line(arm, colour) for arm, colour in arms.items()] + [_line("random directions", BAND)])
     caption = (
         "Dose and response on the reporting questions. Right of 0 the direction is added, left of 0 subtracted; the "
         "SVV and PC1 point to the prosocial pole, a trait to more of it. Bands: 95% over questions, where measured. "
@@ -79,7 +103,7 @@ def trait_doses(doses: pd.DataFrame) -> PaperFigure | None:
     lines = [
         _line(f"{model}: {rate}", colour, **look) for model, colour in _MODELS.items() for rate, look in looks.items()
     ]
-    _legend(figure, lines)
+    legend(figure, lines)
     caption = (
         "Every trait's direction, from the closest to the SVV to the most opposed (in brackets: cosine with it). "
         "Bands: 95% over questions."
@@ -121,7 +145,7 @@ def before_and_after(fine_tunes: pd.DataFrame) -> PaperFigure:
         _percent(axes, f"{rate} answers")
     panels[0].axvline(HARMFUL_TARGET, color=INK, linewidth=0.8, linestyle="--")
     _name_groups(panels[0], rows)
-    _legend(figure, _treated_legend())
+    legend(figure, _treated_legend())
     strength = own["strength"].iloc[0]
     caption = (
         f"Misaligned fine-tunes, untouched and with the base's SVV added ({own['hook'].iloc[0]}, strength "
@@ -205,7 +229,7 @@ def sparing_dots(summary: Mapping[str, Any]) -> PaperFigure:
             intervals(axes, [row[column]], [place], [ends[0]], [ends[1]], colour, marker=marker)
         _percent(axes, label)
         axes.set_xticks([0, 0.5, 1])
-    _legend(figure, [mark(colour, marker, name) for colour, marker, name in looks.values()])
+    legend(figure, [mark(colour, marker, name) for colour, marker, name in looks.values()])
     caption = (
         "Amplification at every position, and capping (the projection is raised only where it is below a floor), each "
         "at the dose that repairs the run's corrupted model most without making the base less helpful or either model "
@@ -215,7 +239,7 @@ def sparing_dots(summary: Mapping[str, Any]) -> PaperFigure:
 
 
 def ablations(summary: Mapping[str, Any]) -> PaperFigure:
-    """Harmful answers with the SVV taken out, a model a row, beside what the controls' ablations reach."""
+    """Harmful answers with the SVV ablated, a model a row, and what the controls' ablations reach."""
     rows = summary["ablation"]
     figure, ((axes,),) = canvas(PAGE_WIDTH, 0.9 + 1.3 * ROW * len(rows))
     name_rows(axes, [row["model"] for row in rows])
@@ -228,7 +252,7 @@ def ablations(summary: Mapping[str, Any]) -> PaperFigure:
             intervals(axes, rate, [place - aside], low, high, colour)
     _percent(axes, "harmful answers")
     points = [mark(VERMILLION, "o", "untouched"), mark(BLUE, "o", "SVV ablated")]
-    _legend(figure, [*points, Patch(color=BAND, label="random directions ablated: least to most")])
+    legend(figure, [*points, Patch(color=BAND, label="random directions ablated: least to most")])
     caption = (
         "The SVV ablated, in the way that raised harmful answers most on the selection questions (see the table); "
         "rates are those of the reporting questions, bars 95% over questions. Grey: all ablations of random directions."
@@ -237,7 +261,7 @@ def ablations(summary: Mapping[str, Any]) -> PaperFigure:
 
 
 def arm_ablations(summary: Mapping[str, Any]) -> PaperFigure:
-    """Harmful answers when each layer's own vector is taken out, an arm a row."""
+    """Harmful answers when each layer's own vector is ablated, an arm a row."""
     found = summary["ablation_of_arms"]
     figure, ((axes,),) = canvas(PAGE_WIDTH, 0.9 + ROW * len(found))
     name_rows(axes, list(found))
@@ -248,7 +272,7 @@ def arm_ablations(summary: Mapping[str, Any]) -> PaperFigure:
         for row in list(rows.values())[:1]:
             axes.axvline(row["untouched_harmful"], color=colour, linewidth=0.9, linestyle=":")
     _percent(axes, "harmful answers")
-    _legend(figure, [mark(colour, "o", model) for model, colour in _MODELS.items()])
+    legend(figure, [mark(colour, "o", model) for model, colour in _MODELS.items()])
     caption = "Each direction ablated at all layers, each layer's own. Bars: 95% over questions. Dotted: untouched."
     return PaperFigure("arm-ablations", figure, caption)
 
@@ -273,7 +297,7 @@ def projections(table: pd.DataFrame) -> PaperFigure:
         axes.set_xlabel("after block")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("mean projection on the SVV\n(residual norms)")
-    _legend(figure, [*(_line(model, colour) for model, colour in _MODELS.items()), _line("fine-tunes", "#b4b4b4")])
+    legend(figure, [*(_line(model, colour) for model, colour in _MODELS.items()), _line("fine-tunes", "#b4b4b4")])
     caption = (
         "Mean projection on the SVV by layer, for the tokens that are averaged over (columns). Bars: 95% over prompts; "
         "bands: one standard deviation of the prompts. Ablation moves the projection to 0 (dashed)."
@@ -292,7 +316,3 @@ def _percent(axes: Axes, label: str) -> None:
 
 def _line(label: str, colour: str, **options: Any) -> Line2D:
     return Line2D([], [], color=colour, label=label, **options)
-
-
-def _legend(figure: Figure, handles: Sequence[Any]) -> None:
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
