@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+TRAIT_DIRECTIONS = "trait-directions"  # the experiment that extracts them, and the kind of its result
 # What is read, and which tokens of it are averaged: prompts up to the answer, a model's own answers, or the base's.
 TraitPositions = Literal["answer", "base_answer", "prompt", "last_prompt", "prompt_end"]
 ANSWER: TraitPositions = "answer"

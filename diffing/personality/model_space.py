@@ -13,25 +13,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from activations.artefact import finish_artefact, open_folder, publish, read_config
+from activations.errors import UserError
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.personality.config import ExtractionConfig
 from diffing.personality.held_out import FEWEST_QUESTIONS, Layers, best_hooks, held_out_tables
 from diffing.personality.trait_means import QuestionMeans
 
-KIND, MODEL_KIND = "personas", "persona model"
+MODEL_KIND = "trait directions of a model"
 DIRECTIONS, ACTIVATIONS = "directions", "activations.safetensors"
 TABLES = ("reliability", "probes", "layers", "pairs")
 
 
 @dataclass(frozen=True)
 class ModelSpace:
-    """What `extract` kept of one model.
+    """What `trait-directions` kept of one model.
 
     Attributes:
         name: Of the model.
         config: How it was measured: "positions", "hooks", "best_hook" by positions, "kept" by trait, ...
         tables: The model's part of every table.
         tensors: `rows(...)`, `ranking(...)` and `differences(...)` read them.
+        folder: Of the result with all models.
     """
 
     name: str
@@ -42,7 +44,11 @@ class ModelSpace:
 
     @classmethod
     def load(cls, out: Path, name: str) -> "ModelSpace":
-        """Reads a measured model from extract's folder.
+        """Reads a measured model.
+
+        Args:
+            out: Folder of the result with all models.
+            name: Of the model.
 
         Raises:
             UserError: if it was not measured to the end.
@@ -51,6 +57,21 @@ class ModelSpace:
         config = read_config(folder, MODEL_KIND)
         tables = {table: pd.read_parquet(folder / f"{table}.parquet") for table in TABLES}
         return cls(name, config, tables, load_file(folder / ACTIVATIONS), out)
+
+    def require_of(self, fingerprint: str) -> None:
+        """Checks that this was measured on a model.
+
+        Args:
+            fingerprint: Of the model (`Checkpoint.fingerprint`).
+
+        Raises:
+            UserError: if it was measured on another one.
+        """
+        if self.config["fingerprint"] != fingerprint:
+            raise UserError(
+                f"{self.folder} holds directions of another {self.name} model; make them again with `sae-diff "
+                "trait-directions`."
+            )
 
     def directions(self, positions: str, hook: str) -> PersonaDirections:
         """Trait -> direction."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from activations.artefact import content_hash, finish_artefact, open_folder, write_json
+from diffing.traits import load_traits
 from experiments.frame.discover import find_experiment
 from experiments.frame.experiment import Experiment, ExperimentConfig, Need, Result
 from experiments.frame.inputs import Inputs, Options, load_models, open_run
@@ -71,7 +72,8 @@ def _identity(
     if Need.TRAIT_DIRECTIONS in wanted:
         found["trait_directions"] = content_hash(inputs.directions_folder / "models" / BASE)
     if Need.TRAITS in wanted:
-        found |= {"traits": list(inputs.traits), "judge": inputs.judge.identity() if inputs.judge else None}
+        named = list(load_traits(inputs.traits).names) if inputs.traits else []
+        found |= {"traits": named, "judge": inputs.judge.identity() if inputs.judge else None}
     values = config.model_dump(mode="json")
     if clash := sorted(set(values) & set(found)):
         raise ValueError(f"Config of {experiment.name} has fields with the names of inputs: {', '.join(clash)}.")

@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from diffing.behavior.config import ModelJudgeConfig
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from activations.artefact import read_config
 from activations.errors import UserError
+from diffing.behavior.config import ModelJudgeConfig
+from diffing.personality.config import TRAIT_DIRECTIONS
 from experiments.frame.experiment import Experiment, Need
 from experiments.model_set import ModelSet
 from experiments.run.finished_run import FinishedRun
-
-TRAIT_DIRECTIONS = "trait-directions"
 
 
 class _Given(BaseModel):

@@ -25,6 +25,7 @@ from diffing.behavior.measure import Behavior, SampledAnswers
 from diffing.behavior.model_judge import ModelJudge
 from diffing.behavior.trait_judge import TraitJudge
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.personality.trait_directions import TraitDirections
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.experiment import Bench, Half
 from diffing.traits import load_traits
@@ -105,6 +106,17 @@ class Lab(Generic[C]):
         """The base's direction that the run steered with; read at other positions than `direction`."""
         assert self.run.config.directions is not None
         return self.directions("steered_directions", BASE).unit(self.run.config.directions.steer)
+
+    @cached_property
+    def trait_directions(self) -> TraitDirections:
+        """What `trait-directions` wrote for the run's base.
+
+        Raises:
+            UserError: if there is nothing, or it was measured on another base.
+        """
+        found = TraitDirections.load(self.inputs.directions_folder)
+        found.base.require_of(self.ranking.config["activations"][BASE]["checkpoint"])
+        return found
 
     def directions(self, kind: str, role: str) -> PersonaDirections:
         """The run's "directions" or "steered_directions" of a model."""
