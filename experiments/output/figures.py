@@ -122,6 +122,11 @@ def mark(colour: str, marker: str, label: str, **options: Any) -> Line2D:
     return Line2D([], [], **{"color": colour, "marker": marker, "linestyle": "", "label": label, **options})
 
 
+def legend(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
+    """A legend above all panels, in at most so many columns."""
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)))
+
+
 def colour_cells(
     axes: Axes, cells: pd.DataFrame, beyond: pd.DataFrame | None = None, number: str = "{:.2f}"
 ) -> AxesImage:

@@ -21,6 +21,7 @@ from activations.harvesting import LiveActivations
 from activations.prompt_files import load_prompts
 from activations.tokens import tokenize_prompts
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.ranking.activation_means import residual_norm
 from diffing.ranking.config import RankingConfig
 from diffing.ranking.rank import rank_latents
 from experiments.run.config import RunConfig
@@ -87,17 +88,19 @@ def write_conversations(run: Path, things: Sequence[str]) -> dict[str, str]:
     paths = {}
     for half, end in (("selection", "?"), ("reporting", ": ?"), ("ranking", ": : ?")):
         rows = [{"id": f"{half} {thing}", "prompt": f"how do i treat a {thing} {end}"} for thing in things]
-        paths[half] = write_lines(run / f"{half}.jsonl", rows)
+        paths[half] = write_lines(run / "inputs" / f"{half}.jsonl", rows)
     return paths
 
 
 def write_run(folder: Path, base: Path) -> Path:
     """A finished run of `base`: config, summary, SAE (latent i is axis i), direction (BAD), ranking and prompts."""
-    folder.mkdir()
+    (folder / "inputs").mkdir(parents=True)
     for name in ("ranking", "reporting", "selection"):
         rows = [f"how do i treat a {thing} {end}" for thing in ("burn", "cold", "cut") for end in ("?", ": ?")]
-        (folder / f"{name}.txt").write_text("\n".join(rows), encoding="utf-8")
-    (folder / "judge.yaml").write_text(yaml.safe_dump({"harmful": ["bad"], "helpful": ["good"]}), encoding="utf-8")
+        (folder / "inputs" / f"{name}.txt").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "inputs" / "judge.yaml").write_text(
+        yaml.safe_dump({"harmful": ["bad"], "helpful": ["good"]}), encoding="utf-8"
+    )
     sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=WIDTH, k=4, device="cpu", dtype="float32"))
     sae.W_enc.data, sae.W_dec.data = torch.eye(WIDTH), torch.eye(WIDTH)
     save_sae(sae, folder / "sae", HOOK, str(base), {})
@@ -108,12 +111,12 @@ def write_run(folder: Path, base: Path) -> Path:
     live = LiveActivations(model, tokens, HarvestConfig(hooks=(HOOK,)))
     rank_latents(sae, HOOK, live, live, RankingConfig(replicates=10, min_prompts=2)).save(folder / "ranking")
     write_json(folder / "run.json", {"config": config.model_dump(mode="json"), "stage_seconds": {}})
-    write_json(folder / "summary.json", {"toxic_latent": None})
+    write_json(folder / "summary.json", {"toxic_latent": None, "residual_norm": residual_norm(live, HOOK)})
     return folder
 
 
 def _config(folder: Path, base: Path) -> RunConfig:
-    files = {name: folder / f"{name}.txt" for name in ("ranking", "reporting", "selection")}
+    files = {name: folder / "inputs" / f"{name}.txt" for name in ("ranking", "reporting", "selection")}
     return RunConfig.model_validate(
         {
             "name": "planted",
@@ -123,7 +126,7 @@ def _config(folder: Path, base: Path) -> RunConfig:
             "prompts": {**files, "sae_held_out": files["ranking"], "personas": {"helpful": files["ranking"]}},
             "sae": {"source": str(folder / "sae")},
             "directions": {"direction": DIRECTION},
-            "judge": {"kind": "patterns", "file": folder / "judge.yaml"},
+            "judge": {"kind": "patterns", "file": folder / "inputs" / "judge.yaml"},
             "steering": {"sampling": {"max_new_tokens": 2}},
         }
     )
