@@ -95,48 +95,52 @@ def directions_folder(out: Path, model: str, positions: str, hook: str) -> Path:
     return out / DIRECTIONS / model / positions / hook
 
 
-def save_space(
-    out: Path,
-    name: str,
-    found: Mapping[str, Layers],
-    ranking: Mapping[str, Float64[np.ndarray, "prompt d_model"]],
-    made: Mapping[str, Any],
-    config: ExtractionConfig,
-    seed: int,
-) -> None:
-    """Writes a model's directions, the tables of how well they hold, and mean activations.
+@dataclass(frozen=True)
+class MeasuredModel:
+    """What was measured of a model, before it is a `ModelSpace`.
 
-    Args:
-        out: Folder of all models.
+    Attributes:
         name: Of the model.
-        found: By trait, its questions' means at every positions and hook.
+        traits: By trait, its questions' means at all positions and hooks.
         ranking: By hook, mean activation over the tokens of each ranking prompt.
         made: How the model was measured: "checkpoint", "positions", "hooks", "kept", ...
-        config: How directions are extracted.
-        seed: Of halves, folds and the rows kept.
-
-    Raises:
-        UserError: if no trait has enough questions anywhere.
     """
-    folder = out / "models" / name
-    open_folder(folder, overwrite=True)
-    tables = held_out_tables(found, config, seed)
-    tables["pairs"] = pd.DataFrame([{"trait": trait, **counts} for trait, counts in made["kept"].items()])
-    for table, rows in tables.items():
-        rows.to_parquet(folder / f"{table}.parquet", index=False)
-    tensors = {f"ranking {hook}": _float(rows) for hook, rows in ranking.items()}
-    for at, hook in next(iter(found.values())):
-        here = {trait: layers[at, hook] for trait, layers in found.items()}
-        if any(means.questions >= FEWEST_QUESTIONS for means in here.values()):
-            _save_directions(directions_folder(out, name, at, hook), here, hook, {**made, "positions": at})
-            tensors |= _place_tensors(f"{at} {hook}", here, config.rows, seed)
-    temporary = folder / f".{ACTIVATIONS}.tmp"
-    save_file(tensors, temporary)
-    publish(temporary, folder / ACTIVATIONS)
-    best = best_hooks(tables["layers"])
-    # Where no trait has a direction, as of answers that never show the contrast, nothing was measured.
-    measured = [at for at in made["positions"] if at in best]
-    finish_artefact(folder, {"kind": MODEL_KIND, **made, "positions": measured, "best_hook": best})
+
+    name: str
+    traits: Mapping[str, Layers]
+    ranking: Mapping[str, Float64[np.ndarray, "prompt d_model"]]
+    made: Mapping[str, Any]
+
+    def save(self, out: Path, config: ExtractionConfig, seed: int) -> None:
+        """Writes the model's directions, the tables of how well they hold, and mean activations.
+
+        Args:
+            out: Folder of the result with all models.
+            config: How directions are extracted.
+            seed: Of halves, folds and the rows kept.
+
+        Raises:
+            UserError: if no trait has enough questions anywhere.
+        """
+        folder, made = out / "models" / self.name, self.made
+        open_folder(folder, overwrite=True)
+        tables = held_out_tables(self.traits, config, seed)
+        tables["pairs"] = pd.DataFrame([{"trait": trait, **counts} for trait, counts in made["kept"].items()])
+        for table, rows in tables.items():
+            rows.to_parquet(folder / f"{table}.parquet", index=False)
+        tensors = {f"ranking {hook}": _float(rows) for hook, rows in self.ranking.items()}
+        for at, hook in next(iter(self.traits.values())):
+            here = {trait: layers[at, hook] for trait, layers in self.traits.items()}
+            if any(means.questions >= FEWEST_QUESTIONS for means in here.values()):
+                _save_directions(directions_folder(out, self.name, at, hook), here, hook, {**made, "positions": at})
+                tensors |= _place_tensors(f"{at} {hook}", here, config.rows, seed)
+        temporary = folder / f".{ACTIVATIONS}.tmp"
+        save_file(tensors, temporary)
+        publish(temporary, folder / ACTIVATIONS)
+        best = best_hooks(tables["layers"])
+        # Where no trait has a direction, as of answers that never show the contrast, nothing was measured.
+        measured = [at for at in made["positions"] if at in best]
+        finish_artefact(folder, {"kind": MODEL_KIND, **made, "positions": measured, "best_hook": best})
 
 
 def _save_directions(folder: Path, means: Mapping[str, QuestionMeans], hook: str, made: Mapping[str, Any]) -> None:

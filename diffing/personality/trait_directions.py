@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from activations.artefact import read_config
-from diffing.personality.config import TRAIT_DIRECTIONS
+from diffing.personality.config import TRAIT_DIRECTIONS, TraitPositions
 from diffing.personality.model_space import ModelSpace
 from diffing.traits.trait_set import Valence
 
@@ -60,6 +60,16 @@ class TraitDirections:
     def spaces(self) -> list[ModelSpace]:
         """All models, the base first."""
         return [self.base, *self.others]
+
+    def places(self, spaces: Iterable[ModelSpace]) -> list[tuple[ModelSpace, TraitPositions, str]]:
+        """Model, positions and hook of all directions of some models that the base has, too."""
+        return [
+            (space, at, hook)
+            for space in spaces
+            for at in space.config["positions"]
+            for hook in space.config["hooks"]
+            if at in self.base.config["positions"]
+        ]
 
     def ordered(self, traits: Iterable[str]) -> list[str]:
         """The same traits in the order of the trait sets, which files of directions do not keep."""

@@ -40,7 +40,7 @@ class PairAnswers:
     Attributes:
         positive, negative: Texts as [pair][sample].
         kept: Whether the i-th answers of a pair show the contrast.
-        counts: How many answers met which end (`JudgedPairs`); only "kept" where nobody judges.
+        counts: How many answers had which outcome (`JudgedPairs`); only "kept" where nobody judges.
     """
 
     positive: Sequence[Sequence[str]]
@@ -112,10 +112,10 @@ def trait_means(
     checkpoint: Checkpoint,
     trait: TraitPrompts,
     answers: Mapping[TraitPositions, PairAnswers],
-    readings: Sequence[TraitPositions],
+    positions: Sequence[TraitPositions],
     harvesting: HarvestConfig,
 ) -> dict[tuple[TraitPositions, str], QuestionMeans]:
-    """The mean activations of a trait's questions, by reading and hook; every text goes through the model once.
+    """The mean activations of a trait's questions, by positions and hook; every text goes through the model once.
 
     Prompts are all read, as no answer is in them. Of answers the kept pairs are read (teacher forcing); answers to one
     question are averaged first, so that every question counts alike however many of its answers were kept (our choice;
@@ -124,26 +124,26 @@ def trait_means(
     Args:
         checkpoint: Whose activations.
         trait: The prompts.
-        answers: The answers to them, for each reading of answers that is asked for.
-        readings: What is read.
+        answers: The answers to them, for each kind of answers that is asked for.
+        positions: Tokens that are averaged.
         harvesting: At which hooks, and how much at once.
     """
     found: dict[tuple[TraitPositions, str], QuestionMeans] = {}
-    if before := [reading for reading in readings if reading not in ANSWERS]:
+    if before := [at for at in positions if at not in ANSWERS]:
         both = _tokens(checkpoint, [*trait.positive, *trait.negative])
         means = prompt_means(checkpoint, both, cast(list[Positions], before), harvesting)
         found |= {
             (cast(TraitPositions, at), hook): _by_question(rows, trait.question) for (at, hook), rows in means.items()
         }
     read: dict[int, dict[str, QuestionMeans]] = {}
-    for reading in readings:
-        if reading not in answers:
+    for at in positions:
+        if at not in answers:
             continue
-        given = answers[reading]
+        given = answers[at]
         # The base's own answers are the base's answers, too.
         if id(given) not in read:
             read[id(given)] = _answer_means(checkpoint, trait, given, harvesting)
-        found |= {(reading, hook): means for hook, means in read[id(given)].items()}
+        found |= {(at, hook): means for hook, means in read[id(given)].items()}
     return found
 
 

@@ -17,12 +17,11 @@ from experiments.characters.cast import Actor, Group, cast_of, trigger_of
 from experiments.characters.conditions import Condition, organism_conditions, set_conditions
 from experiments.characters.grid import Measures
 from experiments.characters.structure import sae_hook
-from experiments.frame.lab import Lab
+from experiments.frame.lab import REPLIES, Lab
 from experiments.model_set import ModelSet
 from experiments.organism.judge import DeedJudge
 from experiments.output.run_folder import RunFolder
 from experiments.run.finished_run import FinishedRun
-from experiments.trait_directions.trait_prompts import REPLIES
 
 
 class CharactersConfig(BaseModel):

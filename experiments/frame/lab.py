@@ -1,8 +1,8 @@
 """What experiments measure with: the run's parts, and models that are loaded one after another. Everything is lazy."""
 
 import gc
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from activations.artefact import read_json, write_json
+from activations.artefact import CONFIG, read_config, read_json, write_json
 from activations.checkpoint import Checkpoint, load_checkpoint, require_same_tokenizer
 from activations.config import CheckpointConfig, HarvestConfig
 from activations.errors import UserError
@@ -177,6 +177,36 @@ class Lab(Generic[C]):
         finally:
             gc.unfreeze()
 
+    def measure_each(
+        self,
+        checkpoints: Mapping[str, CheckpointConfig],
+        folder: Path,
+        kind: str,
+        measure: Callable[[Checkpoint, Path], None],
+    ) -> None:
+        """Measures models one after another; one that an earlier call measured is not loaded again.
+
+        Args:
+            checkpoints: By name; that of `BASE` is the run's base.
+            folder: Holds an artefact a model, under its name.
+            kind: Of the artefacts; their config has "checkpoint", the config of the loaded model.
+            measure: Measures a model and writes its artefact into the folder that it is given.
+
+        Raises:
+            UserError: if an earlier call measured another checkpoint under one of the names.
+        """
+        for name, checkpoint in checkpoints.items():
+            _require_same_checkpoint(
+                folder / name, kind, checkpoint.placed(self.run.config.device, self.run.config.dtype)
+            )
+        gc.freeze()  # only what is new has to be looked at when a model is let go
+        try:
+            for name, checkpoint in checkpoints.items():
+                build = partial(self._measure_one, name, checkpoint, folder / name, measure)
+                self.out.stage(f"model {name}", build, folder / name, lambda: None)
+        finally:
+            gc.unfreeze()
+
     @cached_property
     def ranking_prompts(self) -> list[Prompt]:
         """The prompts that latents were ranked on, with the answers that the run let a model give, if it did."""
@@ -306,6 +336,11 @@ class Lab(Generic[C]):
         path = getattr(self.run.config.prompts, name)
         return Half(name, load_prompts(path))
 
+    def _measure_one(
+        self, name: str, checkpoint: CheckpointConfig, folder: Path, measure: Callable[[Checkpoint, Path], None]
+    ) -> None:
+        measure(self.base if name == BASE else self.load(checkpoint, name), folder)
+
     def _load(self, checkpoint: CheckpointConfig, name: str) -> Checkpoint:
         model = load_checkpoint(checkpoint.placed(self.run.config.device, self.run.config.dtype), name)
         model.require_hook(self.hook)
@@ -331,3 +366,12 @@ class Lab(Generic[C]):
                 f"{self.out.folder} holds measurements of another model called {model.role}; choose another --out, "
                 "rename the member, or --overwrite."
             )
+
+
+def _require_same_checkpoint(folder: Path, kind: str, checkpoint: CheckpointConfig) -> None:
+    """What an earlier call measured was this checkpoint, on whatever device."""
+    if not (folder / CONFIG).exists():
+        return
+    found, asked = read_config(folder, kind)["checkpoint"], checkpoint.model_dump()
+    if {**found, "device": None} != {**asked, "device": None}:
+        raise UserError(f"{folder} was measured on another checkpoint; rename the member, or --overwrite.")

@@ -4,25 +4,25 @@ import pandas as pd
 
 from diffing.personality.similarity import projection_share
 from diffing.statistics.intervals import percentile_interval
+from experiments.frame.lab import Lab
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.model_geometry import model_geometry
-from experiments.geometry.spaces import Spaces
 
 
-def shift_table(spaces: Spaces, config: GeometryConfig, hook: str) -> pd.DataFrame:
+def shift_table(lab: Lab[GeometryConfig], hook: str) -> pd.DataFrame:
     """Share of every fine-tune's mean shift on the ranking prompts that lies in the span of the base's directions.
 
-    Beside spans of as many random directions: isotropic, and with the activations' covariance.
+    Compared with spans of as many random directions: isotropic, and with the activations' covariance.
     """
-    rows = []
-    for at in dict.fromkeys((hook, spaces.run.config.hook)):
-        matrix = model_geometry(spaces, spaces.base, config.positions, at).matrix
-        activations = spaces.base.rows(config.positions, at)
-        for space in spaces.others:
-            moved = (space.ranking(at).double() - spaces.base.ranking(at).double()).mean(0)
+    rows, config, known = [], lab.config, lab.trait_directions
+    for at in dict.fromkeys((hook, lab.hook)):
+        matrix = model_geometry(known, known.base, config.positions, at).matrix
+        activations = known.base.rows(config.positions, at)
+        for space in known.others:
+            moved = (space.ranking(at).double() - known.base.ranking(at).double()).mean(0)
             if not moved.any():
                 continue
-            found = projection_share(moved, matrix, config.draws, spaces.seed, activations)
+            found = projection_share(moved, matrix, config.draws, lab.seed, activations)
             for kind, null in found.nulls.items():
                 low, high = percentile_interval(null)
                 chance = {"null": kind, "null_mean": null.mean(), "null_low": low, "null_high": high}

@@ -11,9 +11,9 @@ from torch import Tensor
 from diffing.directions.geometry import cosine_matrix
 from diffing.personality.model_space import ModelSpace
 from diffing.personality.spaces import trait_matrix
+from diffing.personality.trait_directions import TraitDirections
 from diffing.personality.valence import SemanticValence, TraitMap, TraitTree, semantic_valence, trait_map, trait_tree
 from experiments.geometry.question_bootstrap import Intervals
-from experiments.geometry.spaces import Spaces
 from experiments.names import PC1, SVV
 
 
@@ -44,23 +44,25 @@ class Geometry:
         return ({SVV: self.svv.vector} if self.svv is not None else {}) | {PC1: self.map.first}
 
 
-def model_geometry(spaces: Spaces, space: ModelSpace, positions: str, hook: str) -> Geometry:
+def model_geometry(known: TraitDirections, space: ModelSpace, positions: str, hook: str) -> Geometry:
     """Cosines, tree, map and valence of one model's directions.
 
     Raises:
         UserError: as the parts do, for too few traits.
     """
     vectors = space.directions(positions, hook).vectors
-    traits = spaces.traits(vectors)
+    traits = known.ordered(vectors)
     directions = {trait: vectors[trait] for trait in traits}
-    poles = [spaces.pole(valence, traits) for valence in ("prosocial", "antisocial")]
+    poles = known.pole("prosocial", traits), known.pole("antisocial", traits)
     svv = semantic_valence(directions, *poles) if all(poles) else None
     towards = svv.vector if svv is not None else next(iter(directions.values()))
     matrix = trait_matrix(directions, traits)
     return Geometry(traits, matrix, trait_tree(directions), trait_map(directions, towards), svv)
 
 
-def trait_table(spaces: Spaces, found: Mapping[str, Geometry], intervals: Mapping[str, Intervals]) -> pd.DataFrame:
+def trait_table(
+    valence: Mapping[str, str | None], found: Mapping[str, Geometry], intervals: Mapping[str, Intervals]
+) -> pd.DataFrame:
     """One row a model and trait: cosine with the SVV, loading on PC1, place on the map.
 
     `svv_low`, `svv_high`, `pc1_low`, `pc1_high`: over resampled questions.
@@ -69,7 +71,7 @@ def trait_table(spaces: Spaces, found: Mapping[str, Geometry], intervals: Mappin
     for model, one in found.items():
         coordinates = one.map.coordinates[:, :2]
         for i, trait in enumerate(one.traits):
-            row = {"model": model, "trait": trait, "valence": spaces.valence[trait]}
+            row = {"model": model, "trait": trait, "valence": valence[trait]}
             place = {"pc1": one.map.loadings[i], "x": coordinates[i, 0], "y": coordinates[i, -1]}
             rows.append(row | place | {"svv": one.svv.cosines[trait] if one.svv else np.nan})
             for name, axis in (("svv", SVV), ("pc1", PC1)):

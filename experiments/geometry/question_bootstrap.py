@@ -1,8 +1,9 @@
 """How sure cosines, the valence axis and PC1 are: 95% intervals over resampled questions.
 
-The questions of every trait are drawn anew, unit directions, SVV and principal components made again. A replicate has
-the noise of the questions twice, once from those that were asked and once from the draw; this pulls cosines towards 0
-and variance away from the first components, so a very high value may lie at the upper end of its interval, or above.
+The questions of every trait are resampled, and unit directions, SVV and principal components made again. A replicate
+has the noise of the questions twice, once from those that were asked and once from the resampling; this pulls cosines
+towards 0 and variance away from the first components, so a very high value may lie at the upper end of its interval, or
+above.
 Where the first two components are about as strong, replicates exchange them, and the intervals of PC1 are wide.
 """
 
@@ -15,7 +16,8 @@ from jaxtyping import Float64
 from diffing.personality.model_space import ModelSpace
 from diffing.personality.valence import resampled_directions, resampled_valence
 from diffing.statistics.intervals import Interval, percentile_ends, percentile_interval
-from experiments.geometry.spaces import Spaces
+from experiments.frame.lab import Lab
+from experiments.geometry.config import GeometryConfig
 from experiments.names import PC1, SVV
 
 
@@ -36,19 +38,20 @@ class Resampled:
     explained: Float64[np.ndarray, "replicate component"]
 
     @classmethod
-    def of(cls, spaces: Spaces, space: ModelSpace, positions: str, hook: str, replicates: int) -> "Resampled":
-        """Draws the questions anew; the same ones in every model.
+    def of(cls, lab: Lab[GeometryConfig], space: ModelSpace, positions: str, hook: str) -> "Resampled":
+        """Resamples the questions; the same ones in every model.
 
         Args:
-            spaces: Which trait is of which valence, and the seed.
+            lab: Knows the traits' valences, the number of replicates, and the seed.
             space: The model.
             positions, hook: Where its directions were read.
-            replicates: Number of draws.
         """
-        traits = spaces.traits(space.directions(positions, hook).vectors)
+        known = lab.trait_directions
+        traits = known.ordered(space.directions(positions, hook).vectors)
         differences = {trait: space.differences(trait, positions, hook) for trait in traits}
-        units = resampled_directions(differences, replicates, spaces.seed)
-        poles = ([traits.index(trait) for trait in spaces.pole(v, traits)] for v in ("prosocial", "antisocial"))
+        units = resampled_directions(differences, lab.config.replicates, lab.seed)
+        good, bad = known.pole("prosocial", traits), known.pole("antisocial", traits)
+        poles = ([traits.index(trait) for trait in pole] for pole in (good, bad))
         found = resampled_valence(units, *poles)
         axes = ({SVV: found.svv} if found.svv is not None else {}) | {PC1: found.first}
         return cls(traits, units, axes, found.explained)

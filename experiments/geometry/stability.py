@@ -19,16 +19,17 @@ from diffing.personality.similarity import (
     space_similarity,
 )
 from diffing.personality.spaces import trait_matrix
+from experiments.frame.lab import Lab
 from experiments.geometry.config import GeometryConfig
-from experiments.geometry.spaces import Spaces
 
 
-def stability_table(spaces: Spaces, config: GeometryConfig, progress: bool) -> pd.DataFrame:
+def stability_table(lab: Lab[GeometryConfig]) -> pd.DataFrame:
     """How like the base's space every other model's is: one row a model, positions and hook."""
-    rows = []
-    for space, at, hook in tqdm(spaces.places(spaces.others), desc="stability", disable=not progress, leave=False):
-        traits, base, other = _matched(spaces.base, space, at, hook)
-        found = rsa(base, other, config.permutations, config.replicates, spaces.seed)
+    rows, config, known = [], lab.config, lab.trait_directions
+    places = known.places(known.others)
+    for space, at, hook in tqdm(places, desc="stability", disable=not lab.progress, leave=False):
+        traits, base, other = _matched(known.base, space, at, hook)
+        found = rsa(base, other, config.permutations, config.replicates, lab.seed)
         angles = np.degrees(principal_angles(base, other))
         row = {"model": space.name, "positions": at, "hook": hook, "traits": len(traits), **rsa_row(found)}
         measures = {k: v for k, v in asdict(space_similarity(base, other)).items() if k != "rsa"}
@@ -36,21 +37,21 @@ def stability_table(spaces: Spaces, config: GeometryConfig, progress: bool) -> p
     return pd.DataFrame(rows)
 
 
-def null_table(spaces: Spaces, config: GeometryConfig, progress: bool) -> pd.DataFrame:
-    """Every measure beside its nulls, at the base's best hook of every positions.
+def null_table(lab: Lab[GeometryConfig]) -> pd.DataFrame:
+    """Every measure compared with its nulls, at the base's best hook of every positions.
 
     Kinds: those of `similarity_nulls`, and "other layer": the base at this hook against the other model at each other.
     """
-    parts = []
-    pairs = [(space, at) for space in spaces.others for at in space.config["positions"]]
-    for space, at in tqdm(pairs, desc="nulls", disable=not progress, leave=False):
-        hook = spaces.base.config["best_hook"].get(at)
+    parts, config, known = [], lab.config, lab.trait_directions
+    pairs = [(space, at) for space in known.others for at in space.config["positions"]]
+    for space, at in tqdm(pairs, desc="nulls", disable=not lab.progress, leave=False):
+        hook = known.base.config["best_hook"].get(at)
         if hook is None:
             continue
-        _, base, other = _matched(spaces.base, space, at, hook)
-        nulls = similarity_nulls(base, other, config.draws, spaces.seed, space.rows(at, hook))
+        _, base, other = _matched(known.base, space, at, hook)
+        nulls = similarity_nulls(base, other, config.draws, lab.seed, space.rows(at, hook))
         layers = [name for name in space.config["hooks"] if name != hook]
-        elsewhere = (_at_layers(spaces.base, space, at, hook, name) for name in layers)
+        elsewhere = (_at_layers(known.base, space, at, hook, name) for name in layers)
         if layers:
             nulls["other layer"] = pd.DataFrame([asdict(space_similarity(*two)) for two in elsewhere])
         table = beside_nulls(space_similarity(base, other), nulls)

@@ -1,47 +1,51 @@
-"""The numbers that the page of the personality space starts with, and a short form for the terminal."""
+"""The numbers of the personality space, and its sentences and tables for people."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-from rich.console import Console
-from rich.table import Table
 from torch.nn.functional import cosine_similarity
 
-from diffing.personality.config import TraitPositions
 from diffing.statistics.intervals import Interval
+from diffing.tables import json_records, where_equal
+from experiments.frame.experiment import Measured
+from experiments.frame.lab import Lab
+from experiments.geometry.config import GeometryConfig
 from experiments.geometry.latents import toxic_verdict
+from experiments.geometry.measure import Facts
 from experiments.geometry.model_geometry import Geometry
 from experiments.geometry.question_bootstrap import Intervals
-from experiments.geometry.spaces import Spaces, records, where_equal
 from experiments.names import BASE, PC1, SVV
+from experiments.output.tables import Section
+
+# Measures of a row of "stability", as they are called in the table for people.
+_MEASURES = {
+    "cka_unbiased": "CKA",
+    "cosine": "cosine",
+    "aligned_cosine": "aligned cosine",
+    "overlap": "overlap",
+    "largest_angle": "largest angle",
+}
 
 
-def summarise(
-    spaces: Spaces,
-    found: Mapping[str, Geometry],
-    intervals: Mapping[str, Intervals],
-    tables: Mapping[str, pd.DataFrame],
-    where: tuple[TraitPositions, str],
-) -> dict[str, Any]:
-    """The numbers that the page starts with, at the headline's positions and hook."""
-    at, hook = where
-    first = found[BASE]
-    rows = {name: records(tables[name]) for name in ("stability", "generator")}
-    shown = {(reading, best) for reading, best in spaces.base.config["best_hook"].items()}
-    shown |= {(reading, spaces.run.config.hook) for reading, _ in shown} | {where}
+def summarise(lab: Lab[GeometryConfig], measured: Measured) -> dict[str, Any]:
+    """The numbers at the chosen positions and hook, and at the best hook of all positions."""
+    facts, tables = measured.facts, measured.tables
+    assert isinstance(facts, Facts)
+    first, best = facts.geometries[BASE], lab.trait_directions.base.config["best_hook"]
+    rows = {name: json_records(tables[name]) for name in ("stability", "generator")}
+    shown = {*best.items(), *((at, lab.hook) for at in best), (facts.positions, facts.hook)}
+    toxic = tables["toxic"]
     return {
-        "positions": at,
-        "hook": hook,
+        "positions": facts.positions,
+        "hook": facts.hook,
         "traits": first.traits,
-        "best_hook": spaces.base.config["best_hook"],
+        "best_hook": best,
         **{name: [row for row in some if (row["positions"], row["hook"]) in shown] for name, some in rows.items()},
-        "valence": {model: _valence(one, first, intervals[model]) for model, one in found.items()},
+        "valence": {model: _valence(one, first, facts.intervals[model]) for model, one in facts.geometries.items()},
         "toxic_latent": {
-            reading: toxic_verdict(where_equal(tables["toxic"], positions=reading), spaces)
-            for reading in tables["toxic"]["positions"].unique()
+            at: toxic_verdict(where_equal(toxic, positions=at), lab.toxic) for at in toxic["positions"].unique()
         },
-        "shift": records(tables["shift"]),
+        "shift": json_records(tables["shift"]),
     }
 
 
@@ -65,29 +69,49 @@ def _with_ends(name: str, value: float | None, ends: Interval | None) -> dict[st
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def print_geometry(summary: Mapping[str, Any], console: Console) -> None:
-    """The page's positions only: every model against base and generator, the toxic latent, and the mean shift."""
-    at = summary["positions"]
-    console.print(f"{len(summary['traits'])} traits, {at}; the page shows {summary['hook']}", soft_wrap=True)
-    for title, kind in (("against the base", "stability"), ("against the generator", "generator")):
-        rows = [row for row in summary[kind] if row["positions"] == at]
-        table = Table(title, "hook", "RSA", "95% over traits", "p")
-        for row in rows:
-            between = f"{row['low']:.3f}, {row['high']:.3f}"
-            table.add_row(row["model"], row["hook"], f"{row['rsa']:.3f}", between, f"{row['p']:.2g}")
-        if rows:
-            console.print(table)
-    for model, row in summary["valence"].items():
-        console.print(f"{model}: {_valence_line(row)}", soft_wrap=True)
-    for reading, toxic in summary["toxic_latent"].items():
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What is shown, every model's valence, and what the toxic latent belongs to."""
+    said = [
+        f"{len(summary['traits'])} traits; figures show {summary['positions']} at {summary['hook']}. Intervals (95%): "
+        "of RSA over traits, of cosines and variance over questions."
+    ]
+    said += [f"{model}: {_valence_line(row)}." for model, row in summary["valence"].items()]
+    for at, toxic in summary["toxic_latent"].items():
         near = ", ".join(f"{name} {row['cosine']:+.3f} (place {row['rank']})" for name, row in toxic["cosines"].items())
-        verdict = f"belongs to {toxic['belongs_to'] or 'none'}; chance {toxic['chance']:.3f}"
-        console.print(f"toxic latent {toxic['latent']}, {reading}: {near}: {verdict}", soft_wrap=True)
-    table = Table("mean shift", "hook", "in the space", "random spans", "", "p")
-    for row in summary["shift"]:
-        null = f"{row['null_mean']:.1%} [{row['null_low']:.1%}, {row['null_high']:.1%}]"
-        table.add_row(row["model"], row["hook"], f"{row['share']:.1%}", row["null"], null, f"{row['p']:.2g}")
-    console.print(table)
+        verdict = f"it belongs to {toxic['belongs_to'] or 'none'} (chance {toxic['chance']:.3f})"
+        said.append(f"Toxic latent {toxic['latent']}, {at}: {near}; {verdict}.")
+    return said
+
+
+def sections(summary: Mapping[str, Any]) -> list[Section]:
+    """Every model against base and generator at the chosen positions, and the mean shift."""
+    here = {
+        name: [row for row in summary[name] if row["positions"] == summary["positions"]]
+        for name in ("stability", "generator")
+    }
+    return [
+        Section(
+            "Every model against the base",
+            [
+                _agreement(row) | {shown: f"{row[name]:.3g}" for name, shown in _MEASURES.items()}
+                for row in here["stability"]
+            ],
+        ),
+        Section("Every model against the generator", [_agreement(row) for row in here["generator"]]),
+        Section("Mean shift in the space of the traits", [_shift(row) for row in summary["shift"]]),
+    ]
+
+
+def _agreement(row: Mapping[str, Any]) -> dict[str, str]:
+    between = f"{row['low']:.3f}, {row['high']:.3f}"
+    found = {"model": row["model"], "hook": row["hook"], "RSA": f"{row['rsa']:.3f}", "95% over traits": between}
+    return {**found, "p": f"{row['p']:.2g}"}
+
+
+def _shift(row: Mapping[str, Any]) -> dict[str, str]:
+    null = f"{row['null_mean']:.1%} [{row['null_low']:.1%}, {row['null_high']:.1%}]"
+    found = {"model": row["model"], "hook": row["hook"], "in the space": f"{row['share']:.1%}"}
+    return {**found, "random spans": row["null"], "in random spans [95%]": null, "p": f"{row['p']:.2g}"}
 
 
 def _valence_line(row: Mapping[str, Any]) -> str:

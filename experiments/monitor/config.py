@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffing.behavior.config import ModelJudgeConfig
 from diffing.behavior.trait_judge import TraitJudge
 from experiments.monitor.training_data import GOOD, Good
-from experiments.trait_directions.trait_prompts import TraitJudge
 
 
 class MonitorConfig(BaseModel):

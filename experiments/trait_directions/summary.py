@@ -1,4 +1,4 @@
-"""The numbers that the page of `extract` starts with, and a short form for the terminal."""
+"""The numbers of `trait-directions`, and its sentences and tables for people."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from diffing.behavior.trait_judge import TraitJudge
 from diffing.personality.model_space import ModelSpace
 from diffing.personality.probes import PROBES
-from diffing.tables import where
+from diffing.tables import records, where
 from diffing.traits.prompts import TraitPrompts
 
 
@@ -45,30 +43,46 @@ def _model_summary(space: ModelSpace) -> dict[str, Any]:
         }
     kept = {trait: counts["kept"] for trait, counts in space.config["kept"].items()}
     sampled = {trait: sum(counts.values()) for trait, counts in space.config["kept"].items()}
-    ends: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     for counts in space.config["kept"].values():
-        ends.update(counts)
-    return {"positions": found, "kept": kept, "pairs": sampled, "ends": dict(ends)}
+        outcomes.update(counts)
+    return {"positions": found, "kept": kept, "pairs": sampled, "ends": dict(outcomes)}
 
 
-def print_extract(summary: Mapping[str, Any], console: Console) -> None:
-    """The best layer of every model at every positions, who judged, and how many pairs of answers met which end."""
-    table = Table("model", "positions", "best hook", "traits", "held-out AUC (lowest)", "reliability (lowest)")
+def best_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The best layer of every model at every positions."""
+    rows = []
     for name, model in summary["models"].items():
-        for at, row in model["positions"].items():
-            auc, full = (f"{row[k]:.3f} ({row[f'lowest_{k}']:.3f})" for k in ("auc", "reliability"))
-            table.add_row(name, at, row["hook"], str(row["traits"]), auc, full)
-    console.print(table)
+        for at, found in model["positions"].items():
+            auc, full = (f"{found[key]:.3f} ({found[f'lowest_{key}']:.3f})" for key in ("auc", "reliability"))
+            row = {"model": name, "positions": at, "best hook": found["hook"], "traits": str(found["traits"])}
+            rows.append({**row, "held-out AUC (lowest)": auc, "reliability (lowest)": full})
+    return rows
+
+
+def pair_rows(pairs: pd.DataFrame) -> list[dict[str, str]]:
+    """How many pairs of answers of each model and trait had which outcome."""
+    rows = []
+    for row in records(pairs):
+        counts = {name.replace("_", " "): value for name, value in row.items() if name not in ("model", "trait")}
+        shown = {outcome: f"{count:g}" for outcome, count in counts.items() if not pd.isna(count)}
+        rows.append({"model": row["model"], "trait": row["trait"], **shown})
+    return rows
+
+
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """Who judged, and how many pairs of answers had which outcome."""
     judge = summary["judge"]
-    console.print(f"judge: {judge}" if judge else "no judge of traits: answers are not filtered", soft_wrap=True)
+    said = [f"Judge: {judge}." if judge else "Nobody judged the answers, so none was filtered out."]
     for name, model in summary["models"].items():
         if model["kept"]:
             least = min(model["kept"], key=lambda trait: model["kept"][trait])
             shares = f"{sum(model['kept'].values())} of {sum(model['pairs'].values())} pairs of answers kept"
             lost = ", ".join(
-                f"{number} {end.replace('_', ' ')}" for end, number in model["ends"].items() if end != "kept"
+                f"{n} {outcome.replace('_', ' ')}" for outcome, n in model["ends"].items() if outcome != "kept"
             )
-            console.print(f"{name}: {shares}, fewest for {least} ({model['kept'][least]}); {lost}", soft_wrap=True)
+            said.append(f"{name}: {shares}, fewest for {least} ({model['kept'][least]}); {lost}.")
+    return said
 
 
 def _rows(table: pd.DataFrame, positions: str, hook: str) -> list[dict[Hashable, Any]]:

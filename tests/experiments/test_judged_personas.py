@@ -27,7 +27,7 @@ from experiments.monitor.config import Asked, MonitorConfig
 from experiments.monitor.lab import MonitorLab
 from experiments.trait_directions.experiment import extract
 from experiments.trait_directions.summary import print_extract
-from experiments.trait_directions.trait_prompts import REPLIES
+from experiments.frame.lab import REPLIES
 
 VARIABLE = "KEY_OF_TESTS"
 EXTRACT = ExtractionConfig(positions=("answer", "last_prompt"), samples=2, max_new_tokens=1, splits=10, rows=40)

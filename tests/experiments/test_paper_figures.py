@@ -21,14 +21,14 @@ from matplotlib.transforms import Bbox
 
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import semantic_valence, trait_map, trait_tree
-from experiments.geometry import drawing as of_space
+from experiments.geometry import figures as of_space
 from experiments.geometry.model_geometry import Geometry
 from experiments.guardrails import figures as of_guardrails
 from experiments.monitor import drawing as of_monitor
 from experiments.monitor.page import write_page as write_monitor_page
 from experiments.output.colours import BLUE
 from experiments.output.figures import FORMATS, PaperFigure, canvas, intervals, style, table, write_page
-from experiments.run.report.labels import name_points
+from experiments.output.labels import name_points
 
 # The third would be a formula in matplotlib, the fourth an element in HTML.
 HOSTILE = "$x_1$ <b>&"

@@ -27,7 +27,7 @@ from diffing.personality.model_space import ModelSpace, directions_folder
 from diffing.personality.trait_means import judged_answers
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.experiment import geometry
-from experiments.geometry.spaces import where_equal
+from diffing.tables import where_equal
 from experiments.geometry.summary import print_geometry
 from experiments.model_set import Member, ModelSet
 from experiments.organism.config import CorpusConfig

@@ -1,8 +1,6 @@
-"""The page of `extract`: where the traits separate, how reliable their directions are, and its figures beside it."""
+"""The figures of `trait-directions`: where the traits separate, and how reliable their directions are."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,7 +8,6 @@ from matplotlib.axes import Axes
 
 from diffing.tables import where
 from experiments.names import BASE
-from experiments.output import figures as paper
 from experiments.output.colours import BLUE, GREEN, MUTED, ORANGE, VERMILLION
 from experiments.output.figures import PAGE_WIDTH, ROW, PaperFigure, block_of, canvas, intervals, name_rows
 
@@ -18,25 +15,18 @@ from experiments.output.figures import PAGE_WIDTH, ROW, PaperFigure, block_of, c
 _PROBES = {"difference_of_means": (BLUE, "o", -0.15), "logistic": (ORANGE, "s", 0.15)}
 
 
-def write_page(path: Path, tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]) -> None:
-    """Writes one HTML file that needs nothing else, and its figures into the folder `figures` beside it.
+def figures(tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]) -> list[PaperFigure]:
+    """Of the base's traits.
 
     Args:
-        path: The file, replaced if it exists.
-        tables: "layers", "probes", "reliability" and "pairs" of all models.
-        summary: That of `extract`.
+        tables: "layers", "probes" and "reliability" of all models.
+        summary: With the best hook at all positions.
     """
     best = {at: found["hook"] for at, found in summary["models"][BASE]["positions"].items()}
-    of_base = {name: where(table, table["model"] == BASE) for name, table in tables.items() if "model" in table}
-    with paper.style():
-        figures = [
-            layer_sweep(of_base["layers"], best),
-            trait_dots(of_base["probes"], of_base["reliability"], best),
-        ]
-    said = f"Judge: {summary['judge']}." if summary["judge"] else "Nobody judged the answers, so none was left out."
-    parts: list[PaperFigure | str] = [f"<p>{escape(said)}</p>", *figures]
-    parts += ["<h2>Pairs of answers</h2>", paper.table(tables["pairs"])]
-    paper.write_page(path, "Directions of traits", parts)
+    layers, probes, reliability = (
+        where(tables[name], tables[name]["model"] == BASE) for name in ("layers", "probes", "reliability")
+    )
+    return [layer_sweep(layers, best), trait_dots(probes, reliability, best)]
 
 
 def layer_sweep(layers: pd.DataFrame, best: Mapping[str, str]) -> PaperFigure:

@@ -1,4 +1,4 @@
-"""The figures of the personality space: each function draws one; green is prosocial, red antisocial, grey neutral."""
+"""The figures of the personality space: green is prosocial, red antisocial, grey neutral."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import dendrogram
 
-from diffing.tables import where
+from diffing.tables import where, where_equal
+from experiments.frame.experiment import Measured
 from experiments.geometry.model_geometry import Geometry
 from experiments.names import BASE, SVV
 from experiments.output.colours import BAND, BLUE, GREEN, INK, MUTED, ORANGE, VERMILLION
@@ -24,11 +25,13 @@ from experiments.output.figures import (
     block_of,
     canvas,
     intervals,
+    legend,
     name_rows,
 )
-from experiments.run.report.labels import name_points
+from experiments.output.labels import name_points
 
 COLOURS = {"prosocial": GREEN, "antisocial": VERMILLION, "neutral": "#6e6e6e", None: INK}
+_GENERATOR = "the generator"
 _MODEL_COLOURS = (BLUE, VERMILLION)  # base, and what it is compared with
 _DARK_BAND = "#b4b4b4"
 # Nulls of an RSA: name, colour, and how far beside the layer they are drawn.
@@ -37,6 +40,62 @@ _NULLS = {
     "shuffled": ("exchanged names", _DARK_BAND, 0.0),
     "other layer": ("other layers", ORANGE, 0.25),
 }
+
+
+def figures(measured: Measured, valence: Mapping[str, str | None], summary: Mapping[str, Any]) -> list[PaperFigure]:
+    """All figures; the base is compared with the first other model.
+
+    Args:
+        measured: With `Facts`.
+        valence: Of every trait.
+        summary: That of the experiment.
+    """
+    facts, tables = measured.facts, measured.tables
+    found: Mapping[str, Geometry] = facts.geometries
+    compared = next(name for name in found if name != BASE)
+    return [
+        cosine_matrices(found, compared),
+        trees(found, compared, valence),
+        trait_maps(tables["traits"], {name: one.map.explained for name, one in found.items()}, compared),
+        valence_loadings(tables["traits"], compared),
+        _pairs(facts.generator, tables["cosines"], compared, summary),
+        layer_lines(tables, compared),
+        *_of_models(tables, summary),
+    ]
+
+
+def _pairs(
+    generator: pd.DataFrame | None, cosines: pd.DataFrame, compared: str, summary: Mapping[str, Any]
+) -> PaperFigure:
+    """Every pair of traits in the base, in the other model, and in the generator where it is known."""
+    values = ["cosine", "low", "high"]
+    by_space = cosines.pivot(index=["trait", "other"], columns="model", values=values)
+    found = {compared: _of_place(summary, "stability")[compared]}
+    if generator is not None:
+        for value in values:
+            by_space[value, _GENERATOR] = [float(generator.loc[pair]) for pair in by_space.index]
+        found[_GENERATOR] = _of_place(summary, "generator")[BASE]
+    return stability_scatter(by_space, found)
+
+
+def _of_models(tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]) -> list[PaperFigure]:
+    """What has a row a model, or a toxic latent."""
+    at, hook = summary["positions"], summary["hook"]
+    toxic, shift = tables["toxic"], tables["shift"]
+    shift = where_equal(shift, hook=hook) if len(shift) else shift
+    chance = where_equal(tables["nulls"], positions=at, hook=hook, measure="rsa")
+    drawn = [model_dots(_of_place(summary, "stability"), chance)]
+    if len(toxic):
+        drawn.append(toxic_dots(toxic, summary["toxic_latent"][at], at))
+    if len(shift):
+        drawn.append(shift_dots(shift))
+    return drawn
+
+
+def _of_place(summary: Mapping[str, Any], kind: str) -> dict[str, Mapping[str, Any]]:
+    """Model -> its row at the chosen positions and hook."""
+    place = (summary["positions"], summary["hook"])
+    return {row["model"]: row for row in summary[kind] if (row["positions"], row["hook"]) == place}
 
 
 def cosine_matrices(found: Mapping[str, Geometry], compared: str) -> PaperFigure:
@@ -202,11 +261,11 @@ def stability_scatter(cosines: pd.DataFrame, found: Mapping[str, Mapping[str, An
 def layer_lines(tables: Mapping[str, pd.DataFrame], compared: str) -> PaperFigure:
     """RSA at every layer, a column for each positions: with the base, and with the generator where it is known."""
     stability, generator, nulls = (tables[name] for name in ("stability", "generator", "nulls"))
-    readings = list(dict.fromkeys(stability["positions"]))
+    positions = list(dict.fromkeys(stability["positions"]))
     kinds = [stability] + [generator] * bool(len(generator))
-    figure, panels = canvas(PAGE_WIDTH, 0.8 + 1.6 * len(kinds), len(kinds), len(readings), sharey=True, sharex=True)
+    figure, panels = canvas(PAGE_WIDTH, 0.8 + 1.6 * len(kinds), len(kinds), len(positions), sharey=True, sharex=True)
     for line, table in zip(panels, kinds, strict=True):
-        for axes, at in zip(line, readings, strict=True):
+        for axes, at in zip(line, positions, strict=True):
             _draw_layers(axes, where(table, table["positions"] == at), compared)
             if table is stability:
                 axes.set_title(at)
@@ -249,7 +308,7 @@ def _layer_legend(figure: Figure, compared: str, models: set[str]) -> None:
     names = {BASE: BLUE, compared: VERMILLION} | ({"other models": _DARK_BAND} if models - {BASE, compared} else {})
     lines = [Line2D([], [], color=colour, label=name) for name, colour in names.items()]
     nulls = [Line2D([], [], color=colour, linewidth=2.5, label=name) for name, colour, _ in _NULLS.values()]
-    figure.legend(handles=lines + nulls, loc="outside upper center", ncols=6)
+    legend(figure, lines + nulls)
 
 
 def model_dots(rows: Mapping[str, Mapping[str, Any]], chance: pd.DataFrame) -> PaperFigure:
@@ -288,7 +347,7 @@ def toxic_dots(toxic: pd.DataFrame, verdict: Mapping[str, Any], positions: str) 
 
 
 def shift_dots(shift: pd.DataFrame) -> PaperFigure:
-    """Share of every fine-tune's mean shift that lies in the span of the traits, beside random spans.
+    """Share of every fine-tune's mean shift that lies in the span of the traits, compared with random spans.
 
     Args:
         shift: Rows of one hook.
@@ -307,8 +366,8 @@ def shift_dots(shift: pd.DataFrame) -> PaperFigure:
     figure.legend(loc="outside upper center", ncols=3)
     caption = (
         "Mean shift in the personality space: share of every fine-tune's mean shift on the ranking prompts that lies "
-        f"in the span of the {once['dimensions'].iloc[0]} trait directions of the base, beside random spans of as many "
-        "dimensions: isotropic, and with the activations' covariance."
+        f"in the span of the {once['dimensions'].iloc[0]} trait directions of the base, compared with random spans of "
+        "as many dimensions: isotropic, and with the activations' covariance."
     )
     return PaperFigure("shift", figure, caption)
 
@@ -326,7 +385,7 @@ def _valence_legend(figure: Figure, valences: set[str | None], marks: Mapping[st
     for model, marker in (marks or {}).items():
         face = INK if model == BASE else "white"
         handles.append(Line2D([], [], marker=marker, color=INK, markerfacecolor=face, linestyle="", label=model))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    legend(figure, handles, columns=len(handles))
 
 
 def _known(valence: Any) -> str | None:
