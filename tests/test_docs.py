@@ -34,9 +34,11 @@ def test_commands_and_options_exist(page: Path) -> None:
         assert problem is None, f"{page.name}: sae-diff {' '.join(words)}: {problem}"
 
 
-@pytest.mark.parametrize("line", ["personas extract", "store burn runs/acts", "steer --run R --tops 3", "rank --sae"])
+@pytest.mark.parametrize(
+    "line", ["personas extract", "store burn runs/acts", "steer --run R --tops 3", "rank --base B extra"]
+)
 def test_wrong_commands_are_noticed(line: str) -> None:
-    """Breaks if the test above would let a wrong command, subcommand or option, or one without its value, pass."""
+    """Breaks if the test above would let a wrong command, subcommand, option or argument pass."""
     assert problem_with(line.split()) is not None
 
 
@@ -128,10 +130,11 @@ def problem_with(words: list[str]) -> str | None:
         command, rest = found, rest[1:]
     context = command.context_class(command, info_name=command.name)
     try:
-        command.make_parser(context).parse_args(rest)
+        _, extra, _ = command.make_parser(context).parse_args(rest)
     except Exception as error:  # click's, or the copy of it that typer brings
-        return str(error)
-    return None
+        # A sentence may name an option without a value.
+        return None if type(error).__name__ == "BadOptionUsage" else str(error)
+    return f"too much: {' '.join(extra)}" if extra else None
 
 
 @cache
