@@ -65,7 +65,9 @@ def test_the_figure_has_every_interval():
     ends = np.array([segment[:, 0] for segment in bars.get_segments()], dtype=float)
     np.testing.assert_allclose(ends, np.array([[2.7, 3.0], [2.6, 2.9], [2.5, 2.8], [2.4, 2.7], [2.3, 2.6]]))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["29", "28", "27", "26", "25"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["benign", "corrupted"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["benign", "corrupted"]
 
 
 def test_directions_as_a_table():
