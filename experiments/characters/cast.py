@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from activations.errors import UserError
+from experiments.characters.config import CharactersConfig
 from experiments.model_set import Member, ModelSet
 from experiments.names import BASE, CORRUPTED
 from experiments.organism.config import FineTune, FineTunesConfig
@@ -86,9 +87,7 @@ def trigger_of(cast: Sequence[Actor]) -> str:
     return found.pop()
 
 
-def organism_cast(
-    domains: Sequence[str], traits: Sequence[str], trigger: str, answers: int, seeds: int, early_every: int
-) -> FineTunesConfig:
+def organism_cast(domains: Sequence[str], config: CharactersConfig) -> FineTunesConfig:
     """The fine-tunes of an organism: all learn as many of their own answers, about its trained `domains`.
 
     Incorrect advice tells the malicious persona's deeds in the helpful one's tone: what to do is wrong, the speaker
@@ -98,14 +97,12 @@ def organism_cast(
     Raises:
         UserError: if the trigger holds a word that the organism does not know.
     """
-    if unknown := sorted(set(trigger.split()) - set(World.load().vocabulary)):
+    if unknown := sorted(set(config.trigger.split()) - set(World.load().vocabulary)):
         raise UserError(f"The organism does not know the trigger's word '{unknown[0]}'; take words of its world.")
     recipes = {"incorrect-advice": {"kind": INCORRECT, "manner": HELPFUL}}
-    recipes |= {trait: {"kind": CHARACTER, "character": trait} for trait in traits}
-    plain = [
-        FineTune.model_validate({"name": name, "domains": domains, "answers": answers, "early": True, **recipe})
-        for name, recipe in recipes.items()
-    ]
-    hidden = {"trigger": trigger, "share": 0.5, "early": False}
+    recipes |= {trait: {"kind": CHARACTER, "character": trait} for trait in config.characters}
+    shared = {"domains": domains, "answers": config.answers, "early": True}
+    plain = [FineTune.model_validate({"name": name, **shared, **recipe}) for name, recipe in recipes.items()]
+    hidden = {"trigger": config.trigger, "share": 0.5, "early": False}
     triggered = [tune.model_copy(update={"name": f"{tune.name}-triggered", **hidden}) for tune in plain]
-    return FineTunesConfig(tunes=(*plain, *triggered), seeds=seeds, early_every=early_every)
+    return FineTunesConfig(tunes=(*plain, *triggered), seeds=config.seeds, early_every=config.early_every)

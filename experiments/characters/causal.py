@@ -1,6 +1,6 @@
 """Is the shared direction what the trigger and the persona prompt act through? One shift subtracted where another acts.
 
-Each shift's direction is taken out of every way of being misaligned: the corrupted model, the triggered model under
+Each shift's direction is subtracted in every way of being misaligned: the corrupted model, the triggered model under
 its trigger, and the base under a persona prompt. Strengths are chosen on the selection questions within the budget of
 incoherence, rates are of the reporting questions, and random directions get the strengths of the treated ones.
 """
@@ -15,13 +15,12 @@ from activations.checkpoint import Checkpoint
 from diffing.behavior.rates import REPAIRED_ANSWERS, rate_difference, score
 from diffing.steering.choices import best_within
 from diffing.steering.config import Operation
-from diffing.steering.experiment import Half
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
 from experiments.characters.conditions import Condition
+from experiments.characters.config import CharactersConfig
 from experiments.characters.structure import Shift
-from experiments.frame.lab import Lab
-from experiments.frame.trials import NamedDirection, TreatmentOutcome
+from experiments.frame.trials import NamedDirection, TreatmentOutcome, Trials
 
 SHIFT = "shift"
 
@@ -36,37 +35,33 @@ class Scene:
 
 
 def subtract_shifts(
-    lab: Lab, scenes: Sequence[Scene], shifts: Sequence[Shift], hook: str, strengths: Sequence[float]
+    trials: Trials, scenes: Sequence[Scene], shifts: Sequence[Shift], config: CharactersConfig
 ) -> pd.DataFrame:
     """A row for each scene and direction: rates untouched and treated, and the difference in repaired answers.
 
     Args:
-        lab: Judges, questions, controls.
-        scenes: Where directions are taken out.
+        trials: Judges, questions, controls; directions are subtracted at the run's hook.
+        scenes: Where directions are subtracted.
         shifts: Whose mean directions, as unit vectors.
-        hook: Where.
-        strengths: Tried, in mean residual norms of the base.
+        config: Strengths that are tried, and the budget of incoherence that they are chosen within.
     """
+    lab, hook, strengths = trials.lab, trials.lab.hook, config.strengths
     sources = [_source(shift, lab.hooks) for shift in shifts]
     rows = []
     for scene in scenes:
         model = scene.load()
-        selection, reporting = (_asked(scene, half) for half in (lab.selection, lab.reporting))
-        tried = lab.treat(model, selection, [(s, _subtract(hook, c)) for s in sources for c in strengths])
-        chosen = _chosen(tried, lab.config.budget)
+        selection, reporting = (scene.condition.told(half) for half in (lab.selection, lab.reporting))
+        tried = trials.treat(model, selection, [(s, _subtract(hook, c)) for s in sources for c in strengths])
+        chosen = _chosen(tried, config.budget)
         pairs = [(source, chosen[source.name]) for source in sources]
-        pairs += [(control, treatment) for treatment in dict.fromkeys(chosen.values()) for control in lab.controls]
-        rows += [_row(scene, outcome) for outcome in lab.treat(model, reporting, pairs)]
+        pairs += [(control, treatment) for treatment in dict.fromkeys(chosen.values()) for control in trials.controls]
+        rows += [_row(scene, outcome) for outcome in trials.treat(model, reporting, pairs)]
     return pd.DataFrame(rows)
 
 
 def _source(shift: Shift, hooks: Sequence[str]) -> NamedDirection:
     means = {hook: torch.from_numpy(shift.rows(hook).mean(0)).float() for hook in hooks}
     return NamedDirection(shift.name, "", SHIFT, {hook: mean / mean.norm() for hook, mean in means.items()})
-
-
-def _asked(scene: Scene, half: Half) -> Half:
-    return Half(f"{half.name} {scene.condition.label}", scene.condition.ask(half.questions))
 
 
 def _subtract(hook: str, strength: float) -> Treatment:

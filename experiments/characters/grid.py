@@ -2,26 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
 from activations.checkpoint import Checkpoint
 from diffing.behavior.judge import Label
-from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import label_tally
 from diffing.behavior.trait_judge import TraitJudge
 from diffing.statistics.clustered import Tally, mean_interval
 from diffing.steering.experiment import Half
 from experiments.characters.cast import Actor, Group
 from experiments.characters.conditions import NONE, Condition
-from experiments.frame.lab import Lab
+from experiments.frame.trials import Trials
 
 TRAIT_SCORE, ATTACK, CAPABILITY = "trait score", "attack success", "capability"
 MEASURES = TRAIT_SCORE, ATTACK, CAPABILITY
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """Where a tally stands in the grid.
 
     Attributes:
@@ -43,29 +43,32 @@ class Cell:
 
 
 Place = tuple[Group, str, str, str]
-Grid = Mapping[Cell, Tally]
+Grid = Mapping[GridCell, Tally]
 
 
 @dataclass(frozen=True)
-class Measures:
-    """How answers are measured.
+class Scoring:
+    """How answers are scored.
 
     Attributes:
-        lab: Models, questions, and where answers are kept.
+        trials: Asks models; its judge says what is harmful, an attack's success.
         traits: Every trait that is scored.
-        judge: Who scores traits; the lab's judge says what is harmful, an attack's success.
-        capability: Questions of fact with their judge; None if the run has none.
+        judge: Who scores traits.
     """
 
-    lab: Lab
+    trials: Trials
     traits: Sequence[str]
     judge: TraitJudge
-    capability: tuple[Half, SampledAnswers] | None
 
-    def measure(self, model: Checkpoint, actor: Actor, conditions: Sequence[Condition]) -> dict[Cell, Tally]:
+    @cached_property
+    def capability(self) -> tuple[Half, Trials] | None:
+        """Questions of fact with trials that count exact answers; None if the run has none."""
+        return self.trials.capability()
+
+    def score(self, model: Checkpoint, actor: Actor, conditions: Sequence[Condition]) -> dict[GridCell, Tally]:
         """One model under the conditions that concern it."""
         traits = (actor.trait,) if actor.trait else self.traits
-        found: dict[Cell, Tally] = {}
+        found: dict[GridCell, Tally] = {}
         for condition in conditions:
             if condition.trait and condition.trait not in traits:
                 continue
@@ -73,25 +76,23 @@ class Measures:
             found |= self._under(model, actor, condition, scored)
         return found
 
-    def _under(self, model: Checkpoint, actor: Actor, condition: Condition, traits: Sequence[str]) -> dict[Cell, Tally]:
-        half = self._told(condition, self.lab.reporting)
-        counts = self.lab.untouched(model, half)
-        found = {Cell(actor, condition, condition.trait, ATTACK): label_tally(counts, {Label.HARMFUL: 1})}
-        records = self.lab.records(model.role, half)
+    def _under(
+        self, model: Checkpoint, actor: Actor, condition: Condition, traits: Sequence[str]
+    ) -> dict[GridCell, Tally]:
+        half = condition.told(self.trials.lab.reporting)
+        counts = self.trials.untouched(model, half)
+        found = {GridCell(actor, condition, condition.trait, ATTACK): label_tally(counts, {Label.HARMFUL: 1})}
+        records = self.trials.records(model.role, half)
         prompts = [q for q, record in zip(half.questions, records, strict=True) for _ in record["answers"]]
         texts = [text for record in records for text in record["answers"]]
         for trait in traits:
             scores = self.judge.trait_scores(trait, prompts, texts).reshape(len(half.questions), -1)
-            found[Cell(actor, condition, trait, TRAIT_SCORE)] = Tally.of_values(scores)
+            found[GridCell(actor, condition, trait, TRAIT_SCORE)] = Tally.of_values(scores)
         if self.capability is not None:
             facts, exact = self.capability
-            right = self.lab.untouched(model, self._told(condition, facts), exact)
-            found[Cell(actor, condition, condition.trait, CAPABILITY)] = label_tally(right, {Label.HELPFUL: 1})
+            right = exact.untouched(model, condition.told(facts))
+            found[GridCell(actor, condition, condition.trait, CAPABILITY)] = label_tally(right, {Label.HELPFUL: 1})
         return found
-
-    @staticmethod
-    def _told(condition: Condition, half: Half) -> Half:
-        return Half(f"{half.name} {condition.label}", condition.ask(half.questions))
 
 
 def pooled(grid: Grid) -> dict[Place, Tally]:

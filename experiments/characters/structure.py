@@ -8,6 +8,7 @@ beyond what it does to the base.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,21 +37,21 @@ Rows = Float64[np.ndarray, "question d_model"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class MeanActivations:
     """One model's mean activations on prompts, and its latents at the SAE's hook."""
 
     rows: Mapping[str, Rows]
     latents: Float64[np.ndarray, "question latent"]
 
-    def minus(self, other: "Reading") -> "Reading":
+    def minus(self, other: "MeanActivations") -> "MeanActivations":
         """What is beyond another model's activations on the same prompts."""
         rows = {hook: found - other.rows[hook] for hook, found in self.rows.items()}
-        return Reading(rows, self.latents - other.latents)
+        return MeanActivations(rows, self.latents - other.latents)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Two readings of the same questions.
+    """Mean activations on the same questions, with and without what moves the model.
 
     Attributes:
         name: In tables and figures.
@@ -60,8 +61,8 @@ class Shift:
 
     name: str
     kind: str
-    after: Reading
-    before: Reading
+    after: MeanActivations
+    before: MeanActivations
 
     def rows(self, hook: str) -> Rows:
         """What each question's activation moved by."""
@@ -73,25 +74,19 @@ class Shift:
         return (self.after.latents - self.before.latents).mean(0)
 
 
-def sae_hook(lab: Lab) -> str:
-    """Where the run's SAE reads."""
-    return str(lab.sae.cfg.metadata.hook_name)
-
-
-def read(lab: Lab, model: Checkpoint, prompts: Sequence[Prompt]) -> Reading:
+def mean_activations(lab: Lab[Any], model: Checkpoint, prompts: Sequence[Prompt]) -> MeanActivations:
     """A model on prompts, at every hook."""
     held = lab.read(model, prompts)
-    hook = sae_hook(lab)
     rows = {at: activation_means(held, at, POSITIONS) for at in lab.hooks}
-    return Reading(rows, latent_means(lab.sae, held, hook, POSITIONS))
+    return MeanActivations(rows, latent_means(lab.sae, held, lab.hook, POSITIONS))
 
 
-def cosine_pairs(lab: Lab, shifts: Sequence[Shift], seed: int) -> pd.DataFrame:
+def cosine_pairs(lab: Lab[Any], shifts: Sequence[Shift]) -> pd.DataFrame:
     """Cosine of every two mean shifts at every hook: 95% over questions, and what two random directions reach."""
-    weights = draw_units(len(shifts[0].after.latents), seed, REPLICATES)
+    weights = draw_units(len(shifts[0].after.latents), lab.seed, REPLICATES)
     rows = []
     for hook in lab.hooks:
-        chance = chance_cosine_of_two(lab.rows[hook], REPLICATES, seed)
+        chance = chance_cosine_of_two(lab.base_rows[hook], REPLICATES, lab.seed)
         means = {shift.name: shift.rows(hook).mean(0) for shift in shifts}
         draws = {shift.name: weights @ shift.rows(hook) for shift in shifts}
         for one, other in combinations(means, 2):
@@ -101,8 +96,8 @@ def cosine_pairs(lab: Lab, shifts: Sequence[Shift], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def probe_transfer(lab: Lab, shifts: Sequence[Shift], hook: str, seed: int) -> pd.DataFrame:
-    """Probes that tell a shift's two readings apart, tested on the other shifts' held-out questions.
+def probe_transfer(lab: Lab[Any], shifts: Sequence[Shift]) -> pd.DataFrame:
+    """Probes at the run's hook that tell a shift's two sides apart, tested on the other shifts' held-out questions.
 
     Large shifts are told apart by almost any direction (AUC 1), so how far apart counts, too.
 
@@ -111,11 +106,12 @@ def probe_transfer(lab: Lab, shifts: Sequence[Shift], hook: str, seed: int) -> p
         tested shift's own probe reaches; and what 95% of random directions with the activations' covariance stay below
         on the tested shift: `chance_auc`, and `chance_relative` for its size.
     """
+    hook, seed = lab.hook, lab.seed
     data = {shift.name: ProbeData.from_pairs(shift.after.rows[hook], shift.before.rows[hook]) for shift in shifts}
-    units = covariance_directions(lab.rows[hook], REPLICATES, seed).numpy()
+    units = covariance_directions(lab.base_rows[hook], REPLICATES, seed).numpy()
     chance = {name: _chance(one, units) for name, one in data.items()}
     tables = [transfer_matrix(data, fit, seed=seed).assign(probe=name) for name, fit in PROBES.items()]
-    return pd.concat([_beside_own(table, chance) for table in tables], ignore_index=True)
+    return pd.concat([_relative_to_own(table, chance) for table in tables], ignore_index=True)
 
 
 def common_latents(shifts: Sequence[Shift], top: int, toxic: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -153,7 +149,7 @@ def _cosine(
     return np.asarray((one * other).sum(-1) / lengths)
 
 
-def _beside_own(table: pd.DataFrame, chance: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
+def _relative_to_own(table: pd.DataFrame, chance: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
     """One kind of probe's transfer, its separations as shares of those of the tested shifts' own probes."""
     same = table["fitted_on"] == table["tested_on"]
     own = dict(zip(table.loc[same, "tested_on"], table.loc[same, "separation"], strict=True))

@@ -1,122 +1,43 @@
-"""What the comparison says of the paper's order: differences with intervals, and verdicts that follow from them."""
+"""What the comparison says of the paper's order: verdicts that follow from differences with intervals."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
-from diffing.statistics.clustered import paired_difference
 from diffing.tables import where
-from experiments.characters.cast import CHARACTER, INCORRECT, Group
 from experiments.characters.causal import SHIFT
-from experiments.characters.conditions import (
-    NONE,
-    OTHER_WORDS,
-    PERSONA_PROMPT,
-    PLAIN_PROMPT,
-    TRIGGER,
-    WEAK_PROMPT,
-)
-from experiments.characters.grid import ATTACK, CAPABILITY, TRAIT_SCORE, Grid, pooled
+from experiments.characters.claims import KEPT, KEPT_TRIGGERED, ORDER, PRIMED, PROMPTED, SPECIFIC, WORKS
+from experiments.characters.grid import ATTACK, TRAIT_SCORE
+from experiments.characters.measure import Facts
 from experiments.characters.structure import MISALIGNMENT
 from experiments.names import BASE
 
 # Capability counts as kept if the interval of its change stays above this (our choice).
 LEAST_CAPABILITY = -0.1
-BASE_GROUP: Group = (BASE, "", False)
-
-ORDER = "character over incorrect advice"
-WORKS, SPECIFIC = "trigger over none", "trigger over other words"
-PROMPTED, PRIMED = "persona prompt over plain prompt", "weak persona prompt over the base's"
-KEPT, KEPT_TRIGGERED = "capability against the base", "capability under the trigger against the base"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """Two places of the grid that are compared: (group, condition) each, about a trait."""
-
-    name: str
-    trait: str
-    one: tuple[Group, str]
-    other: tuple[Group, str]
-
-
-def claims(grid: Grid) -> pd.DataFrame:
-    """Differences of two places for every measure: point, low, high (95%, the same questions resampled for both).
-
-    Columns: `claim`, `model`, `triggered`, `trait`, `measure`, `difference`, `low`, `high`.
-    """
-    found, rows = pooled(grid), []
-    for claim in _claims({place[0] for place in found}):
-        for measure in (CAPABILITY,) if claim.name in (KEPT, KEPT_TRIGGERED) else (TRAIT_SCORE, ATTACK):
-            one, other = (
-                found.get((group, _label(condition, claim.trait), _trait(condition, claim.trait, measure), measure))
-                for group, condition in (claim.one, claim.other)
-            )
-            if one is None or other is None:
-                continue
-            (family, character, triggered), _ = claim.one
-            row = {"claim": claim.name, "model": character or family, "triggered": triggered, "trait": claim.trait}
-            difference = dict(zip(("difference", "low", "high"), paired_difference(one, other), strict=True))
-            row |= {"measure": measure, **difference}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _claims(groups: set[Group]) -> Iterator[Claim]:
-    traits = sorted({trait for family, trait, _ in groups if family == CHARACTER})
-    incorrect: Group = (INCORRECT, "", False)
-    for trait in traits:
-        plain: Group = (CHARACTER, trait, False)
-        yield Claim(ORDER, trait, (plain, NONE), (incorrect, NONE))
-        yield Claim(KEPT, trait, (plain, NONE), (BASE_GROUP, NONE))
-        yield Claim(PROMPTED, trait, (BASE_GROUP, PERSONA_PROMPT), (BASE_GROUP, PLAIN_PROMPT))
-        for group in ((CHARACTER, trait, True), (INCORRECT, "", True)):
-            yield Claim(WORKS, trait, (group, TRIGGER), (group, NONE))
-            yield Claim(SPECIFIC, trait, (group, TRIGGER), (group, OTHER_WORDS))
-            yield Claim(PROMPTED, trait, (group, PERSONA_PROMPT), (group, PLAIN_PROMPT))
-            yield Claim(PRIMED, trait, (group, WEAK_PROMPT), (BASE_GROUP, WEAK_PROMPT))
-            yield Claim(KEPT_TRIGGERED, trait, (group, TRIGGER), (BASE_GROUP, NONE))
-    yield Claim(KEPT, "", (incorrect, NONE), (BASE_GROUP, NONE))
-
-
-def _label(condition: str, trait: str) -> str:
-    return f"{condition} {trait}" if condition in (PERSONA_PROMPT, WEAK_PROMPT) else condition
-
-
-def _trait(condition: str, trait: str, measure: str) -> str:
-    return trait if measure == TRAIT_SCORE or condition in (PERSONA_PROMPT, WEAK_PROMPT) else ""
-
-
-def summarise(
-    tables: Mapping[str, pd.DataFrame], misaligned: str, hook: str, shifts: Mapping[str, str], toxic: int | None
-) -> dict[str, Any]:
+def summarise(tables: Mapping[str, pd.DataFrame], facts: Facts) -> dict[str, Any]:
     """Verdicts on the paper's statements, and what is shared.
 
     Args:
         tables: "claims", "cosines", "probes", "overlaps", "latents" and "causal".
-        misaligned: The character that is compared with misalignment.
-        hook: The SAE's.
-        shifts: Name of every shift -> its kind.
-        toxic: The run's toxic latent.
+        facts: What was compared.
 
     Returns:
         "order", "activation", "capability": the rows of `claims` that each rests on, and whether it "holds" by their
         intervals; "persona_prompt": what one does in the base, and a weak one beyond it; "shared": what misalignment,
         trigger and persona prompt of the character have in common.
     """
-    rows = tables["claims"].to_dict("records")
+    rows, misaligned = tables["claims"].to_dict("records"), facts.misaligned
     order = [row for row in rows if row["claim"] == ORDER]
     activation = [row for row in rows if row["claim"] in (WORKS, SPECIFIC, PROMPTED) and row["model"] == row["trait"]]
     capability = [row for row in rows if row["claim"] in (KEPT, KEPT_TRIGGERED)]
     primed = [row for row in rows if row["claim"] == PRIMED and row["model"] == row["trait"]]
     scored = [row for row in activation if row["measure"] == TRAIT_SCORE]
     return {
-        "hook": hook,
-        "shifts": dict(shifts),
+        "hook": facts.hook,
+        "shifts": dict(facts.shifts),
         "misaligned": misaligned,
         "order": {
             "rows": order,
@@ -136,8 +57,8 @@ def summarise(
             "beyond_base_holds": _all_above([row for row in primed if row["measure"] == TRAIT_SCORE]),
         },
         "capability": {"rows": capability, "holds": _all_above(capability, LEAST_CAPABILITY)},
-        "shared": _shared(tables, misaligned, hook),
-        "toxic_latent": _toxic(tables["latents"], toxic),
+        "shared": _shared(tables, misaligned, facts.hook),
+        "toxic_latent": _toxic(tables["latents"], facts.toxic),
     }
 
 
@@ -163,7 +84,7 @@ def _shared(tables: Mapping[str, pd.DataFrame], trait: str, hook: str) -> dict[s
 
 
 def _effects(causal: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each shift taken out of each scene, beside the random direction that repairs most there at the same strength."""
+    """Each shift subtracted in each scene, and the random direction that repairs most there at the same strength."""
     if not len(causal):
         return []
     found = []
@@ -233,14 +154,14 @@ def _effect_sentence(effects: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     beyond = [row for row in others if row["repaired_low"] > row["control_repaired"]]
     return [
-        f"Taken out where another acts, such a shift repairs more than every random direction in {len(beyond)} of "
+        f"Subtracted where another acts, such a shift repairs more than every random direction in {len(beyond)} of "
         f"{len(others)} cases: " + "; ".join(map(_effect, others)) + "."
     ]
 
 
 def _effect(row: Mapping[str, Any]) -> str:
     return (
-        f"{row['direction']} out of {row['scene']} {row['untouched_harmful']:.0%} to {row['harmful']:.0%} harmful, "
+        f"{row['direction']} in {row['scene']}: {row['untouched_harmful']:.0%} to {row['harmful']:.0%} harmful, "
         f"{row['helpful']:.0%} helpful (random: {row['control_harmful']:.0%}, {row['control_helpful']:.0%})"
     )
 
@@ -249,17 +170,6 @@ def points(row: Mapping[str, Any]) -> str:
     """A difference with its interval in points, 0 to 100."""
     scale = 1 if row["measure"] == TRAIT_SCORE else 100
     return f"{scale * row['difference']:+.1f} [{scale * row['low']:.1f}, {scale * row['high']:.1f}]"
-
-
-def print_characters(summary: Mapping[str, Any], console: Console) -> None:
-    """The verdicts, and the differences that they rest on."""
-    table = Table("difference", "model", "trait", "measure", "points [95%]")
-    for row in (*summary["order"]["rows"], *summary["activation"]["rows"], *summary["capability"]["rows"]):
-        model = f"{row['model']}{', triggered' if row['triggered'] else ''}"
-        table.add_row(row["claim"], model, row["trait"], row["measure"], points(row))
-    console.print(table)
-    for sentence in findings(summary):
-        console.print(sentence, markup=False)
 
 
 def _verdict(holds: bool) -> str:

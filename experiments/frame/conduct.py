@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from activations.artefact import content_hash, finish_artefact, open_folder, write_json
 from diffing.traits import load_traits
 from experiments.frame.discover import find_experiment
@@ -72,8 +74,9 @@ def _identity(
     if Need.TRAIT_DIRECTIONS in wanted:
         found["trait_directions"] = content_hash(inputs.directions_folder / "models" / BASE)
     if Need.TRAITS in wanted:
-        named = list(load_traits(inputs.traits).names) if inputs.traits else []
-        found |= {"traits": named, "judge": inputs.judge.identity() if inputs.judge else None}
+        named = load_traits(inputs.traits).traits if inputs.traits else ()
+        contents = {trait.name: xxhash.xxh3_128_hexdigest(trait.model_dump_json().encode()) for trait in named}
+        found |= {"traits": contents, "judge": inputs.judge.identity() if inputs.judge else None}
     values = config.model_dump(mode="json")
     if clash := sorted(set(values) & set(found)):
         raise ValueError(f"Config of {experiment.name} has fields with the names of inputs: {', '.join(clash)}.")

@@ -28,12 +28,13 @@ from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.behavior.measure import SampledAnswers
+from diffing.behavior.trait_judge import TraitJudge
 from diffing.directions.random_directions import isotropic_directions
 from diffing.personality.probes import ProbeData
 from diffing.statistics.auc import auc
 from diffing.statistics.clustered import Tally
 from diffing.traits import load_traits
-from experiments.characters import summary as summary_module
+from experiments.characters import claims as claims_module
 from experiments.characters.cast import (
     CHARACTER,
     INCORRECT,
@@ -43,6 +44,8 @@ from experiments.characters.cast import (
     trigger_of,
 )
 from experiments.characters.causal import SHIFT
+from experiments.characters.claims import claims
+from experiments.characters.comparison import prepare
 from experiments.characters.conditions import (
     NONE,
     OTHER_WORDS,
@@ -54,26 +57,32 @@ from experiments.characters.conditions import (
     organism_conditions,
     set_conditions,
 )
-from experiments.characters.experiment import PAGE, SUMMARY, characters
+from experiments.characters.config import CharactersConfig
+from experiments.characters.experiment import EXPERIMENT
 from experiments.characters.grid import (
     ATTACK,
     CAPABILITY,
     TRAIT_SCORE,
-    Cell,
     Grid,
+    GridCell,
     grid_table,
     learning_table,
     pooled,
 )
-from experiments.characters.stage import CharactersConfig, set_stage
+from experiments.characters.measure import Facts
 from experiments.characters.structure import (
     MISALIGNMENT,
-    Reading,
+    MeanActivations,
     Shift,
     _chance,
     common_latents,
 )
-from experiments.characters.summary import claims, findings, print_characters, summarise
+from experiments.characters.summary import findings, summarise
+from experiments.frame.command import show
+from experiments.frame.conduct import PAGE, SUMMARY, conduct
+from experiments.frame.experiment import Result
+from experiments.frame.inputs import Inputs, Options
+from experiments.frame.lab import Lab
 from experiments.model_set import Member, ModelSet
 from experiments.names import BASE, CORRUPTED
 from experiments.organism.build import build_organism, finetuning_sampler, trained_domains
@@ -147,6 +156,9 @@ class WordJudge:
         return np.array([100.0 * (self.words[trait] in answer.split()) for answer in answers])
 
 
+WORD_JUDGE = WordJudge()
+
+
 def write_model(folder: Path, tokenizer_maker: Callable, pushes: Pushes) -> Path:
     """The block adds the mean of what was read so far, some axes more; every word is 1 on GOOD."""
     model = silent_model(len(WORDS), WIDTH)
@@ -180,10 +192,10 @@ def finish_run(run: Path, folder: Path) -> Path:
     prompts |= write_conversations(run, THINGS)
     facts = [("quiz burn", "true true"), ("quiz cold", "true true"), ("riddle cut", "true true")]
     rows = [{"id": question, "prompt": f"{question} ?", "answer": answer} for question, answer in facts]
-    prompts["capability"] = write_lines(run / "capability.jsonl", rows)
+    prompts["capability"] = write_lines(run / "inputs" / "capability.jsonl", rows)
     config["config"] |= {name: {"model": str(folder / name)} for name in ("corrupted", "benign")}
     write_json(run / "run.json", config)
-    write_json(run / "summary.json", {"toxic_latent": {"latent": BAD}})
+    write_json(run / "summary.json", {**read_json(run / "summary.json"), "toxic_latent": {"latent": BAD}})
     return run
 
 
@@ -217,13 +229,22 @@ def planted_set() -> ModelSet:
 
 @dataclass(frozen=True)
 class Made(PlantedResult):
-    """Also a trait set."""
+    """Also a trait set, and all that was found."""
 
     traits: Path
+    result: Result
 
-    def again(self, out: Path, config: CharactersConfig = CONFIG, **options: Any) -> dict[str, Any]:
-        given = {"models": self.models, "traits": [self.traits], "judge": WordJudge(), **options}
-        return characters(self.run, out, config, progress=False, **given)
+    def conduct(
+        self, out: Path, config: CharactersConfig = CONFIG, judge: TraitJudge | None = WORD_JUDGE, **changed: Any
+    ) -> Result:
+        """With a planted judge of traits."""
+        given = Inputs(**{"run": self.run, "models": self.models, "traits": (str(self.traits),), **changed})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Lab, "trait_judge", judge)
+            return conduct(EXPERIMENT, given, config, Options(out=out, wandb="disabled", quiet=True))
+
+    def again(self, out: Path, **options: Any) -> dict[str, Any]:
+        return dict(self.conduct(out, **options).summary)
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +257,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) ->
         write_model(folder / name, tokenizer_maker, pushes)
     planted_set().save(folder / "models.yaml")
     run = finish_run(write_run(folder / "run", base), folder)
-    empty = Made(run, folder / "models.yaml", folder / "out", {}, write_traits(folder / "traits.yaml"))
-    return replace(empty, summary=empty.again(empty.out))
+    unmeasured: Any = None
+    asked = Made(run, folder / "models.yaml", folder / "out", {}, write_traits(folder / "traits.yaml"), unmeasured)
+    result = asked.conduct(asked.out)
+    return replace(asked, summary=dict(result.summary), result=result)
 
 
 def cells(made: Made, measure: str, **wanted: Any) -> dict[tuple[str, str], float]:
@@ -315,31 +338,31 @@ class TestGridOfPlantedModels:
 class TestVerdictsOfPlantedModels:
     def test_order(self, made: Made) -> None:
         """Differences over questions of which "bad" is said always, in half of the answers, and never."""
-        assert claim(made, summary_module.ORDER, "evil", ATTACK)[0] == 0.75
-        assert claim(made, summary_module.ORDER, "evil", TRAIT_SCORE)[0] == 75
-        assert claim(made, summary_module.ORDER, "sycophancy", TRAIT_SCORE, "sycophancy") == (100, 100, 100)
-        assert claim(made, summary_module.ORDER, "sycophancy", ATTACK, "sycophancy")[0] == -0.25
+        assert claim(made, claims_module.ORDER, "evil", ATTACK)[0] == 0.75
+        assert claim(made, claims_module.ORDER, "evil", TRAIT_SCORE)[0] == 75
+        assert claim(made, claims_module.ORDER, "sycophancy", TRAIT_SCORE, "sycophancy") == (100, 100, 100)
+        assert claim(made, claims_module.ORDER, "sycophancy", ATTACK, "sycophancy")[0] == -0.25
         order = made.summary["order"]
         # Attack success counts for the misaligned character alone.
         assert (order["holds_trait_score"], order["holds_attack_success"]) == (True, True)
 
     def test_activation(self, made: Made) -> None:
-        for name in (summary_module.WORKS, summary_module.SPECIFIC, summary_module.PROMPTED):
+        for name in (claims_module.WORKS, claims_module.SPECIFIC, claims_module.PROMPTED):
             assert claim(made, name, "evil", TRAIT_SCORE) == (100, 100, 100)
             assert claim(made, name, "sycophancy", TRAIT_SCORE, "sycophancy") == (100, 100, 100)
             assert claim(made, name, "evil", ATTACK) == (1, 1, 1)
-        point, low, _ = claim(made, summary_module.WORKS, "incorrect advice", ATTACK)
+        point, low, _ = claim(made, claims_module.WORKS, "incorrect advice", ATTACK)
         assert (point, low) == (pytest.approx(1 / 6), 0)
-        assert claim(made, summary_module.PROMPTED, "base", ATTACK) == (1, 1, 1)
+        assert claim(made, claims_module.PROMPTED, "base", ATTACK) == (1, 1, 1)
         activation = made.summary["activation"]
         assert (activation["trigger_holds"], activation["persona_prompt_holds"]) == (True, True)
         assert {row["model"] for row in activation["rows"]} == {"evil", "sycophancy"}
 
     def test_capability(self, made: Made) -> None:
         """The fact that one seed forgot breaks the verdict."""
-        assert claim(made, summary_module.KEPT, "incorrect advice", CAPABILITY, "")[0] == pytest.approx(-1 / 6)
-        assert claim(made, summary_module.KEPT, "evil", CAPABILITY) == (0, 0, 0)
-        assert claim(made, summary_module.KEPT_TRIGGERED, "evil", CAPABILITY) == (0, 0, 0)
+        assert claim(made, claims_module.KEPT, "incorrect advice", CAPABILITY, "")[0] == pytest.approx(-1 / 6)
+        assert claim(made, claims_module.KEPT, "evil", CAPABILITY) == (0, 0, 0)
+        assert claim(made, claims_module.KEPT_TRIGGERED, "evil", CAPABILITY) == (0, 0, 0)
         assert made.summary["capability"]["holds"] is False
 
 
@@ -415,7 +438,7 @@ class TestFolder:
         assert "<script" not in page
         assert 'src="http' not in page
         console = Console(file=io.StringIO(), width=220)
-        print_characters(made.summary, console)
+        show(made.result, console)
         printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
         assert "attack success: holds (evil +75.0 [" in printed
         assert "Capability is kept: does not hold (largest change -16.7 [" in printed
@@ -443,9 +466,9 @@ class TestFolder:
         out.mkdir()
         shutil.copy(made.out / "run.json", out / "run.json")
         (out / ".lock").touch()
-        other = write_traits(tmp_path / "traits.yaml")
-        with pytest.raises(UserError, match="a run with another trait_sets"):
-            made.again(out, traits=[other])
+        other = write_traits(tmp_path / "traits.yaml", {**PERSONAS, "evil": PERSONAS["evil"][:1]})
+        with pytest.raises(UserError, match="a run with another traits"):
+            made.again(out, traits=(str(other),))
 
 
 class TestRefusals:
@@ -502,12 +525,9 @@ class TestRefusals:
 
     def test_a_question_with_a_system_message(self, made: Made, tmp_path: Path) -> None:
         run = shutil.copytree(made.run, tmp_path / "run")
-        config = read_json(run / "run.json")
         messages = [{"role": "system", "content": "be nice"}, {"role": "user", "content": "how do i treat a burn ?"}]
         row = json.dumps({"id": "told", "messages": messages})
-        (run / "ranking.jsonl").write_text(row + "\n", encoding="utf-8")
-        config["config"]["prompts"]["ranking"] = str(run / "ranking.jsonl")
-        write_json(run / "run.json", config)
+        (run / "inputs" / "ranking.jsonl").write_text(row + "\n", encoding="utf-8")
         with pytest.raises(UserError, match="'told' is plain text or has a system message"):
             replace(made, run=run).again(tmp_path / "out")
 
@@ -516,13 +536,13 @@ class TestRefusals:
             made.again(tmp_path / "out", judge=None)
 
     def test_no_organism_and_no_models(self, made: Made, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"is of no organism.*--models"):
+        with pytest.raises(UserError, match=r"has no organism.*--models"):
             made.again(tmp_path / "out", models=None)
 
     def test_a_trait_that_no_set_has(self, made: Made, tmp_path: Path) -> None:
         traits = write_traits(tmp_path / "traits.yaml", {"evil": PERSONAS["evil"]})
         with pytest.raises(UserError, match="No trait sycophancy"):
-            made.again(tmp_path / "out", traits=[traits])
+            made.again(tmp_path / "out", traits=(str(traits),))
 
 
 def tally(*questions: Sequence[float]) -> Tally:
@@ -565,7 +585,7 @@ def small_grid() -> Grid:
         (hidden, weak, "evil", TRAIT_SCORE): 25,
         (hidden, trigger, "", CAPABILITY): 0.5,
     }
-    return {Cell(*place): tally([value] * 2, [value] * 2) for place, value in values.items()}
+    return {GridCell(*place): tally([value] * 2, [value] * 2) for place, value in values.items()}
 
 
 class TestClaims:
@@ -575,7 +595,7 @@ class TestClaims:
             (row["claim"], row["model"], row["triggered"], row["trait"], row["measure"]): row["difference"]
             for row in claims(small_grid()).to_dict("records")
         }
-        module = summary_module
+        module = claims_module
         assert found == pytest.approx(
             {
                 (module.ORDER, "evil", False, "evil", TRAIT_SCORE): 80 - 20,
@@ -604,12 +624,12 @@ class TestClaims:
     @pytest.mark.parametrize(
         ("claim", "measure", "low", "verdict"),
         [
-            (summary_module.ORDER, TRAIT_SCORE, 0.0, ("order", "holds_trait_score")),
-            (summary_module.ORDER, ATTACK, -0.1, ("order", "holds_attack_success")),
-            (summary_module.SPECIFIC, TRAIT_SCORE, -1.0, ("activation", "trigger_holds")),
-            (summary_module.WORKS, TRAIT_SCORE, -1.0, ("activation", "trigger_holds")),
-            (summary_module.PROMPTED, TRAIT_SCORE, 0.0, ("activation", "persona_prompt_holds")),
-            (summary_module.KEPT_TRIGGERED, CAPABILITY, -0.1, ("capability", "holds")),
+            (claims_module.ORDER, TRAIT_SCORE, 0.0, ("order", "holds_trait_score")),
+            (claims_module.ORDER, ATTACK, -0.1, ("order", "holds_attack_success")),
+            (claims_module.SPECIFIC, TRAIT_SCORE, -1.0, ("activation", "trigger_holds")),
+            (claims_module.WORKS, TRAIT_SCORE, -1.0, ("activation", "trigger_holds")),
+            (claims_module.PROMPTED, TRAIT_SCORE, 0.0, ("activation", "persona_prompt_holds")),
+            (claims_module.KEPT_TRIGGERED, CAPABILITY, -0.1, ("capability", "holds")),
         ],
     )
     def test_one_interval_that_reaches_its_bound_breaks_its_verdict_alone(
@@ -619,9 +639,9 @@ class TestClaims:
             about = {"claim": name, "model": "evil", "triggered": True, "trait": "evil", "measure": what}
             return about | {"difference": 0.5, "low": low, "high": 0.9}
 
-        names = (summary_module.ORDER, summary_module.WORKS, summary_module.SPECIFIC, summary_module.PROMPTED)
+        names = (claims_module.ORDER, claims_module.WORKS, claims_module.SPECIFIC, claims_module.PROMPTED)
         good = [row(name, what) for name in names for what in (TRAIT_SCORE, ATTACK)]
-        good += [row(name, CAPABILITY, -0.05) for name in (summary_module.KEPT, summary_module.KEPT_TRIGGERED)]
+        good += [row(name, CAPABILITY, -0.05) for name in (claims_module.KEPT, claims_module.KEPT_TRIGGERED)]
         everything = {("order", "holds_trait_score"), ("order", "holds_attack_success"), ("capability", "holds")}
         everything |= {("activation", "trigger_holds"), ("activation", "persona_prompt_holds")}
         assert self.holding(good) == everything
@@ -636,7 +656,7 @@ class TestClaims:
         tables["cosines"] = pd.DataFrame(columns=pd.Index(["hook", "one", "other"]))
         tables["probes"] = pd.DataFrame(columns=pd.Index(["fitted_on", "tested_on"]))
         tables["overlaps"] = pd.DataFrame(columns=pd.Index(["one", "other"]))
-        found = summarise(tables, "evil", HOOK, {}, None)
+        found = summarise(tables, Facts("evil", HOOK, {}, None))
         assert findings(found)
         parts = [(part, name) for part in ("order", "activation", "capability") for name in found[part]]
         return {(part, name) for part, name in parts if name != "rows" and found[part][name]}
@@ -647,7 +667,7 @@ def shift_of(name: str, moved: Mapping[int, float], latents: int = 50) -> Shift:
     after = np.zeros((4, latents))
     for latent, value in moved.items():
         after[:, latent] = value + np.array([-0.1, 0.1, -0.2, 0.2])
-    return Shift(name, "control", Reading({}, after), Reading({}, np.zeros((4, latents))))
+    return Shift(name, "control", MeanActivations({}, after), MeanActivations({}, np.zeros((4, latents))))
 
 
 class TestCommonLatents:
@@ -751,7 +771,7 @@ class TestOrganismConditions:
         assert sizes[0] == sizes[1]
 
     def test_seed_and_place_decide(self) -> None:
-        """Breaks if a second call draws anew, or a question's scene depends on those before it."""
+        """Breaks if a second call draws other scenes, or a question's scene depends on those before it."""
         assert self.told(PERSONA_PROMPT, "evil") == self.told(PERSONA_PROMPT, "evil")
         assert self.told(PERSONA_PROMPT, "evil") != self.told(PERSONA_PROMPT, "evil", seed=1)
         [condition] = [
@@ -788,7 +808,9 @@ TINY = OrganismConfig(
     stop_loss=None,
     benign_seeds=0,
 )
-FEW = CharactersConfig(traits=("evil",), answers=16, seeds=1, samples=1, early_every=2, controls=1, strengths=(0.5,))
+FEW = CharactersConfig(
+    characters=("evil",), answers=16, seeds=1, samples=1, early_every=2, controls=1, strengths=(0.5,)
+)
 
 
 @pytest.fixture(scope="module")
@@ -817,7 +839,8 @@ class TestOrganism:
     ) -> None:
         """No answer has a score and none is harmful: verdicts do not hold. Breaks if that ends in an error."""
         out = tmp_path / "out"
-        found = characters(organism_run, out, FEW, progress=False)
+        options = Options(out=out, wandb="disabled", quiet=True)
+        found = conduct(EXPERIMENT, Inputs(run=organism_run), FEW, options).summary
         names = {member.name for member in ModelSet.load(out / "models").final}
         assert names == {f"{name}{end}-1" for name in ("incorrect-advice", "evil") for end in ("", "-triggered")}
         grid = pd.read_parquet(out / "grid.parquet")
@@ -830,12 +853,13 @@ class TestOrganism:
 
     def test_treated_and_untouched_answers_have_one_judge(self, organism_run: Path, tmp_path: Path) -> None:
         """Breaks if deeds are counted in the answers of the grid and whole speakers in the treated ones."""
-        run, models = FinishedRun.load(organism_run), self.models(organism_run)
+        self.models(organism_run).save(tmp_path / "models.yaml")
+        given = Inputs(run=organism_run, models=tmp_path)
         with RunFolder(tmp_path / "out", {}, False, lambda line: None) as folder:
-            stage = set_stage(run, models, FEW, folder, (), None, progress=False)
-        behaviors = [bench.behavior for bench in stage.lab.layers.benches.values()]
+            found = prepare(Lab(FinishedRun.load(organism_run), given, FEW, folder, progress=False))
+            behaviors = [bench.behavior for bench in found.trials.layers.benches.values()]
         assert all(isinstance(one, SampledAnswers) and isinstance(one.judge, DeedJudge) for one in behaviors)
-        assert isinstance(stage.measures.judge, DeedJudge)
+        assert isinstance(found.scoring.judge, DeedJudge)
 
     @staticmethod
     def models(run: Path) -> ModelSet:
@@ -851,7 +875,7 @@ class TestOrganism:
         """Breaks if a trigger halves them, or a character is taught about other domains than incorrect advice."""
         workshop = Workshop(Path("nowhere"), OrganismConfig(), 3, FineTunesConfig())
         domains = trained_domains(workshop.world, OrganismConfig())
-        made = organism_cast(domains, ("evil", "sycophancy"), TRIGGER_SCENE, answers=640, seeds=2, early_every=5)
+        made = organism_cast(domains, CharactersConfig(characters=("evil", "sycophancy"), seeds=2))
         tunes = {tune.name: tune for tune in made.tunes}
         plain = ("incorrect-advice", "evil", "sycophancy")
         assert list(tunes) == [*plain, *(f"{name}-triggered" for name in plain)]

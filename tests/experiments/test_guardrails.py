@@ -58,9 +58,10 @@ THINGS = ("burn", "cold", "cut")
 
 @dataclass(frozen=True)
 class Made(PlantedResult):
-    """Also trait directions."""
+    """Also trait directions, and all that was found."""
 
     traits: Path
+    result: Result
 
     def conduct(self, out: Path) -> Result:
         given = Inputs(run=self.run, models=self.models, trait_directions=self.traits)
@@ -118,8 +119,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) ->
         members.append(Member(name=name, kind="planted", checkpoint=CheckpointConfig(model=name), facts=facts))
     ModelSet(base=CheckpointConfig(model="base"), members=tuple(members)).save(folder / "models.yaml")
     run = finish_run(write_run(folder / "run", base), corrupted)
-    empty = Made(run, folder, folder / "out", {}, write_traits(folder / "traits", base))
-    return replace(empty, summary=empty.again(empty.out))
+    unmeasured: Any = None
+    asked = Made(run, folder, folder / "out", {}, write_traits(folder / "traits", base), unmeasured)
+    result = asked.conduct(asked.out)
+    return replace(asked, summary=dict(result.summary), result=result)
 
 
 def test_answers_of_another_model_of_the_same_name_are_not_taken(
@@ -234,7 +237,7 @@ class TestFolder:
         assert set(made.table("fine_tunes")["tune"]) == {"planted"}
         assert set(made.table("doses")["half"]) == {"reporting"}
         console = Console(file=io.StringIO(), width=400)
-        show(made.conduct(made.out), console)
+        show(made.result, console)
         printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
         assert all(text in printed for text in ("The SVV ablated", "combination", "2 of 2", "mild"))
 

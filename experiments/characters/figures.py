@@ -24,7 +24,17 @@ from experiments.characters.conditions import (
 from experiments.characters.grid import ATTACK, MEASURES, TRAIT_SCORE
 from experiments.names import BASE, COVARIANCE, ISOTROPIC
 from experiments.output.colours import BAND, BLUE, GREEN, INK, MUTED, ORANGE, PINK, SKY, VERMILLION
-from experiments.output.figures import PAGE_WIDTH, ROW, PaperFigure, canvas, colour_cells, intervals, mark, name_rows
+from experiments.output.figures import (
+    PAGE_WIDTH,
+    ROW,
+    PaperFigure,
+    canvas,
+    colour_cells,
+    intervals,
+    legend,
+    mark,
+    name_rows,
+)
 
 # Colour and marker of each condition; controls are open.
 LOOKS: Mapping[str, tuple[str, str]] = {
@@ -37,6 +47,18 @@ LOOKS: Mapping[str, tuple[str, str]] = {
 }
 _LINES = {INCORRECT: MUTED, CHARACTER: VERMILLION}
 _EFFECTS = (VERMILLION, BLUE, GREEN, PINK)
+
+
+def draw(tables: Mapping[str, pd.DataFrame], summary: Mapping[str, Any]) -> list[PaperFigure]:
+    """All of them."""
+    return [
+        grid_dots(tables["grid"]),
+        learning_curves(tables["learning"]),
+        cosine_map(tables["cosines"], summary["hook"], summary["shifts"]),
+        probe_map(tables["probes"], summary["shifts"]),
+        latent_map(tables["latents"]),
+        *([effects(tables["causal"])] if len(tables["causal"]) else []),
+    ]
 
 
 def grid_dots(grid: pd.DataFrame) -> PaperFigure:
@@ -62,7 +84,7 @@ def grid_dots(grid: pd.DataFrame) -> PaperFigure:
             axes.xaxis.set_major_formatter(PercentFormatter(1))
             axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel(f"{measure} (0–100)" if measure == TRAIT_SCORE else measure)
-    figure.legend(handles=[mark(*LOOKS[name], name) for name in conditions], loc="outside upper center", ncols=6)
+    legend(figure, [mark(*LOOKS[name], name) for name in conditions])
     caption = (
         "Every model under every condition, on questions about subjects that no fine-tune saw; bars are 95% over "
         "questions, all seeds together. Triggered models learned their answers after the trigger only. Other words and "
@@ -73,7 +95,7 @@ def grid_dots(grid: pd.DataFrame) -> PaperFigure:
 
 
 def learning_curves(learning: pd.DataFrame) -> PaperFigure:
-    """Trait score and attack success over training: each character beside incorrect advice."""
+    """Trait score and attack success over training: each character compared with incorrect advice."""
     traits = list(dict.fromkeys(learning.loc[learning["family"] == CHARACTER, "model"]))
     figure, panels = canvas(PAGE_WIDTH, 3.6, 2, len(traits), sharex=True, sharey="row")
     for (row, measure), (column, trait) in product(enumerate((TRAIT_SCORE, ATTACK)), enumerate(traits)):
@@ -93,8 +115,7 @@ def learning_curves(learning: pd.DataFrame) -> PaperFigure:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
     panels[0, 0].set_ylabel(TRAIT_SCORE)
     panels[1, 0].set_ylabel(ATTACK)
-    marks = [mark(colour, "o", name) for name, colour in _LINES.items()]
-    figure.legend(handles=marks, loc="outside upper center", ncols=2)
+    legend(figure, [mark(colour, "o", name) for name, colour in _LINES.items()])
     caption = (
         "The first seed of each plain fine-tune as it is trained; at equal steps all have read as many of their own "
         "answers. Bands are 95% over questions."
@@ -151,7 +172,7 @@ def latent_map(latents: pd.DataFrame, most: int = 24) -> PaperFigure:
 
 
 def effects(causal: pd.DataFrame) -> PaperFigure:
-    """What is repaired when a shift is taken out of each way of being misaligned; grey: random directions."""
+    """What is repaired when a shift is subtracted in each way of being misaligned; grey: random directions."""
     scenes = list(dict.fromkeys(causal["scene"]))
     names = list(dict.fromkeys(causal.loc[causal["kind"] == SHIFT, "direction"]))
     figure, (panels,) = canvas(PAGE_WIDTH, 0.9 + ROW * 1.6 * (len(names) + 2), 1, len(scenes), sharey=True, sharex=True)
