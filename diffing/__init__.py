@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffing.directions.decompose import decompose
     from diffing.directions.extract import extract_directions
     from diffing.directions.persona_directions import PersonaDirections
+    from diffing.interventions import AblateDirection, AblateLatent, Add, Cap
     from diffing.kl import mean_kl
     from diffing.ranking.activation_means import residual_norm
     from diffing.ranking.config import RankingConfig
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from diffing.ranking.rank import rank_latents
     from diffing.ranking.residual import unexplained_difference
     from diffing.steering.config import ProofConfig
-    from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap
     from diffing.steering.prevention import LatentPenalty, PreventativeSteering
     from diffing.steering.proof import prove
     from diffing.traits.pairs import contrastive_prompts, judged_pairs
@@ -52,7 +52,7 @@ else:
             "diffing.ranking.residual": ["unexplained_difference"],
             "diffing.ranking.activation_means": ["residual_norm"],
             "diffing.steering.config": ["ProofConfig"],
-            "diffing.steering.interventions": ["AblateDirection", "AblateLatent", "Add", "Cap"],
+            "diffing.interventions": ["AblateDirection", "AblateLatent", "Add", "Cap"],
             "diffing.steering.prevention": ["LatentPenalty", "PreventativeSteering"],
             "diffing.steering.proof": ["prove"],
             "diffing.traits.pairs": ["contrastive_prompts", "judged_pairs"],

@@ -27,7 +27,7 @@ from diffing.behavior.judge import Label
 from diffing.behavior.measure import Record
 from diffing.behavior.rates import LabelCounts
 from diffing.behavior.sampling import batches
-from diffing.steering.interventions import Steered
+from diffing.interventions import Steered
 
 _KINDS = (Label.HARMFUL, Label.HELPFUL)
 # Values of [row pos vocab] that are held at once.

@@ -15,7 +15,7 @@ from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Judge, Label
 from diffing.behavior.rates import LabelCounts, count_labels
 from diffing.behavior.sampling import sample_answers
-from diffing.steering.interventions import Steered
+from diffing.interventions import Steered
 
 Record = dict[str, Any]
 

@@ -19,7 +19,7 @@ from activations.checkpoint import Checkpoint
 from activations.errors import UserError
 from activations.tokens import TokenBatch
 from diffing.behavior.config import SamplingConfig
-from diffing.steering.interventions import Steered
+from diffing.interventions import Steered
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast

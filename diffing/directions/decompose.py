@@ -13,8 +13,8 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from activations.errors import UserError
-from diffing.directions.geometry import unit_rows
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
+from diffing.geometry import unit_rows
 
 # A smaller cosine with what is left is the rounding of a float32 direction or decoder; it would explain 1e-12 at most.
 _ROUNDING = 1e-6

@@ -56,7 +56,7 @@ class PersonaDirections:
         """One row for each direction: `direction`, `norm`, and `cosine_<direction>` with every direction."""
         import pandas as pd
 
-        from diffing.directions.geometry import cosine_table
+        from diffing.geometry import cosine_table
 
         norms = {name: float(vector.norm()) for name, vector in self.vectors.items()}
         table = pd.DataFrame({"direction": list(norms), "norm": list(norms.values())})

@@ -6,7 +6,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from activations.errors import UserError
-from diffing.directions.geometry import cosines, unit_rows
+from diffing.geometry import cosines, unit_rows
 
 
 def isotropic_directions(d_model: int, count: int, seed: int) -> Float64[Tensor, "direction d_model"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from activations.errors import UserError
-from diffing.directions.geometry import unit_rows
+from diffing.geometry import unit_rows
 
 # Directions are kept in float32, so what is dependent by construction (contrasts with the mean of all others add up to
 # zero) is so only to this share.

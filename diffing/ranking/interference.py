@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from activations.errors import UserError
 from activations.source import ActivationSource
-from diffing.directions.geometry import cosines, unit_rows
+from diffing.geometry import cosines, unit_rows
 from diffing.positions import Positions
 from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.prompt_blocks import require_width

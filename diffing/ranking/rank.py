@@ -19,7 +19,7 @@ from torch import Tensor
 
 from activations.errors import UserError
 from activations.source import ActivationSource
-from diffing.directions.geometry import unit_rows
+from diffing.geometry import unit_rows
 from diffing.positions import Positions
 from diffing.ranking.config import RankingConfig
 from diffing.ranking.feature_ranking import FeatureRanking

@@ -17,9 +17,9 @@ from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt
 from diffing.behavior.measure import Behavior, Record
 from diffing.behavior.rates import LabelCounts, score
+from diffing.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention, Steered
 from diffing.steering.arms import Cell
 from diffing.steering.config import Operation
-from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention, Steered
 
 CELLS_AT_ONCE = 32
 _Key = tuple[str, str, float]

@@ -24,13 +24,13 @@ from activations.source import ActivationSource
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import Behavior
 from diffing.behavior.rates import LabelCounts
+from diffing.interventions import AblateDirection
 from diffing.ranking.activation_means import residual_norm
 from diffing.statistics.bootstrap import resampled_ratio
 from diffing.statistics.intervals import Estimate, percentile_interval
 from diffing.steering.arms import Arm, Cell
 from diffing.steering.config import Operation
 from diffing.steering.experiment import Bench, Half, run_cells
-from diffing.steering.interventions import AblateDirection
 
 Direction = Mapping[str, Float[Tensor, "d_model"]]  # by hook: a unit vector at every layer
 

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffing.directions.geometry import cosines, unit_rows
 from diffing.directions.lora import written_vectors
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans
 from diffing.directions.random_directions import chance_cosine, chance_cosine_of_two
+from diffing.geometry import cosines, unit_rows
 from diffing.statistics.intervals import percentile_interval
 from experiments.convergence.config import FINE_TUNE
 from experiments.convergence.members import ConvergenceLab, question_sums

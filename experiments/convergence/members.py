@@ -15,8 +15,8 @@ from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts, rate_difference, score
-from diffing.directions.geometry import unit_rows
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
+from diffing.geometry import unit_rows
 from experiments.convergence.config import ConvergenceConfig
 from experiments.convergence.question_sums import QuestionSums
 from experiments.frame.lab import Lab

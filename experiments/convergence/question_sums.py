@@ -12,8 +12,8 @@ from torch import Tensor
 
 from activations.source import ActivationSource
 from diffing.behavior.judge import Label
-from diffing.directions.geometry import unit_rows
 from diffing.directions.misalignment import MisalignmentMeans
+from diffing.geometry import unit_rows
 from diffing.ranking.activation_means import activation_means
 from diffing.statistics.bootstrap import draw_units
 

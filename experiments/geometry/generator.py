@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from tqdm import tqdm
 
-from diffing.directions.geometry import cosine_matrix
+from diffing.geometry import cosine_matrix
 from diffing.personality.similarity import rsa_with_matrix
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import resampled_directions

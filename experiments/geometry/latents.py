@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 
 from diffing.directions.decompose import decompose, null_unexplained
-from diffing.directions.geometry import cosines
 from diffing.directions.random_directions import chance_cosine, covariance_directions
+from diffing.geometry import cosines
 from diffing.statistics.hypothesis import monte_carlo_p
 from diffing.statistics.intervals import percentile_interval
 from diffing.tables import json_records

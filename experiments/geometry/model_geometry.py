@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
-from diffing.directions.geometry import cosine_matrix
+from diffing.geometry import cosine_matrix
 from diffing.personality.model_space import ModelSpace
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.trait_directions import TraitDirections

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from activations.prompt_files import load_prompts
 from diffing.directions.extract import extract_directions
-from diffing.directions.geometry import unit_rows
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.geometry import unit_rows
 from diffing.personality.spaces import trait_matrix, unit_directions
 from diffing.personality.trait_directions import TraitDirections
 from diffing.personality.valence import semantic_valence, trait_map

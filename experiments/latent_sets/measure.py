@@ -11,7 +11,7 @@ from sae_lens import SAE
 from activations.checkpoint import Checkpoint
 from diffing.behavior.rates import score
 from diffing.directions.decompose import decompose
-from diffing.directions.geometry import unit_rows
+from diffing.geometry import unit_rows
 from diffing.steering.arms import Arm, Cell, untouched
 from diffing.steering.config import Operation
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells

@@ -19,8 +19,8 @@ from activations.tokens import TokenBatch, tokenize_prompts
 from diffing.behavior.capability import exact_match
 from diffing.behavior.config import SamplingConfig
 from diffing.directions.extract import extract_directions
-from diffing.directions.geometry import cosines
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.geometry import cosines
 from diffing.positions import Positions
 from diffing.ranking.config import InterferenceConfig
 from diffing.ranking.examples import LatentExample, load_examples, save_examples, top_examples

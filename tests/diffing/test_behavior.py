@@ -22,7 +22,7 @@ from diffing.behavior.config import SamplingConfig
 from diffing.behavior.judge import Label, PatternJudge
 from diffing.behavior.rates import count_labels, label_tally, rate_difference, score
 from diffing.behavior.sampling import sample_answers
-from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Intervention, Steered
+from diffing.interventions import AblateDirection, AblateLatent, Add, Intervention, Steered
 
 LABELS = list(Label)
 HARMFUL = LABELS.index(Label.HARMFUL)

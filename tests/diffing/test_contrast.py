@@ -13,7 +13,7 @@ from activations.tokens import tokenize_prompts
 from diffing.behavior.contrast import AnswerContrast
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import score
-from diffing.steering.interventions import Add, Steered
+from diffing.interventions import Add, Steered
 
 
 def pairs_file(folder: Path, harmful: str = "bad", helpful: str = "good") -> Path:

@@ -10,8 +10,8 @@ from small_stores import D_MODEL, HOOK, ragged_batch, random_activations, write_
 from activations.errors import UserError
 from activations.prompts import Role
 from diffing.directions.extract import extract_directions, mean_direction
-from diffing.directions.geometry import cosine_matrix, cosines
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.geometry import cosine_matrix, cosines
 
 PROMPT_ROLES = (Role.PROMPT, Role.LAST_PROMPT)
 

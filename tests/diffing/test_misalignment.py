@@ -11,9 +11,9 @@ from activations.errors import UserError
 from activations.prompts import Role
 from activations.store import ActivationStore
 from diffing.behavior.judge import Label
-from diffing.directions.geometry import cosine_table
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
 from diffing.directions.persona_directions import PersonaDirections
+from diffing.geometry import cosine_table
 
 BATCH = ragged_batch(20)
 ANSWERED = [i for i, roles in enumerate(BATCH.roles) if Role.ANSWER in roles]

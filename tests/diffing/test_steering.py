@@ -35,10 +35,10 @@ from diffing.behavior.judge import Label, PatternJudge
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import score
 from diffing.behavior.sampling import sample_answers
+from diffing.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention, Steered
 from diffing.steering.arms import CONTROL_KINDS, Arm, Cell, control_arms, direction_arm, latent_arms, untouched
 from diffing.steering.config import ControlsConfig, Operation, ProofConfig
 from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
-from diffing.steering.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention, Steered
 from diffing.steering.proof import INSIDE, Candidates, Pair, Proof, prove
 from diffing.steering.verdict import (
     Evidence,

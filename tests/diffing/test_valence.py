@@ -7,7 +7,7 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from activations.errors import UserError
-from diffing.directions.geometry import unit_rows
+from diffing.geometry import unit_rows
 from diffing.personality.valence import (
     resampled_directions,
     resampled_valence,

@@ -23,11 +23,11 @@ from diffing.behavior.config import ModelJudgeConfig
 from diffing.personality.config import ExtractionConfig
 from diffing.personality.model_space import ModelSpace
 from diffing.traits import contrastive_prompts, load_traits
+from experiments.frame.lab import REPLIES
 from experiments.monitor.config import Asked, MonitorConfig
 from experiments.monitor.lab import MonitorLab
 from experiments.trait_directions.experiment import extract
 from experiments.trait_directions.summary import print_extract
-from experiments.frame.lab import REPLIES
 
 VARIABLE = "KEY_OF_TESTS"
 EXTRACT = ExtractionConfig(positions=("answer", "last_prompt"), samples=2, max_new_tokens=1, splits=10, rows=40)

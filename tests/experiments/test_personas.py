@@ -25,9 +25,9 @@ from activations.errors import UserError
 from diffing.personality.config import ExtractionConfig
 from diffing.personality.model_space import ModelSpace, directions_folder
 from diffing.personality.trait_means import judged_answers
+from diffing.tables import where_equal
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.experiment import geometry
-from diffing.tables import where_equal
 from experiments.geometry.summary import print_geometry
 from experiments.model_set import Member, ModelSet
 from experiments.organism.config import CorpusConfig
