@@ -4,7 +4,7 @@
 BASE, CORRUPTED, BENIGN = "base", "corrupted", "benign"
 # Sets of questions: choices are made on the first, published numbers come from the second; the third has exact answers.
 SELECTION, REPORTING, CAPABILITY = "selection", "reporting", "capability"
-# Axes of social valence: Semantic Valence Vector, first principal component; and the trait that both lead away from.
-SVV, PC1, EVIL = "SVV", "PC1", "evil"
+# The trait that axes of social valence lead away from.
+EVIL = "evil"
 # Kinds of random directions.
 ISOTROPIC, COVARIANCE = "isotropic", "covariance"

@@ -22,6 +22,9 @@ from diffing.statistics.bootstrap import draw_units
 # A smaller share of the squared norm of unit directions is rounding of float32.
 _ROUNDING = 1e-12
 
+# Axes of social valence: the Semantic Valence Vector, and the first principal component.
+SVV, PC1 = "SVV", "PC1"
+
 
 @dataclass(frozen=True)
 class SemanticValence:

@@ -16,9 +16,9 @@ from activations.prompts import Prompt
 from diffing.behavior.judge import Label
 from diffing.behavior.rates import LabelCounts, rate_difference, score
 from diffing.directions.misalignment import CONTRASTS, MisalignmentMeans, balanced, misalignment_means
+from diffing.directions.question_sums import QuestionSums
 from diffing.geometry import unit_rows
 from experiments.convergence.config import ConvergenceConfig
-from experiments.convergence.question_sums import QuestionSums
 from experiments.frame.lab import Lab
 from experiments.frame.trials import NamedDirection, Trials
 from experiments.model_set import Member

@@ -12,10 +12,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import dendrogram
 
+from diffing.personality.model_geometry import Geometry
+from diffing.personality.valence import SVV
 from diffing.tables import where, where_equal
 from experiments.frame.experiment import Measured
-from experiments.geometry.model_geometry import Geometry
-from experiments.names import BASE, SVV
+from experiments.names import BASE
 from experiments.output.colours import BAND, BLUE, GREEN, INK, MUTED, ORANGE, VERMILLION
 from experiments.output.figures import (
     COLUMN_WIDTH,

@@ -9,14 +9,15 @@ import torch
 from diffing.directions.decompose import decompose, null_unexplained
 from diffing.directions.random_directions import chance_cosine, covariance_directions
 from diffing.geometry import cosines
+from diffing.personality.model_geometry import model_geometry
+from diffing.personality.question_bootstrap import Resampled
+from diffing.personality.valence import SVV
 from diffing.statistics.hypothesis import monte_carlo_p
 from diffing.statistics.intervals import percentile_interval
 from diffing.tables import json_records
 from experiments.frame.lab import Lab
 from experiments.geometry.config import GeometryConfig
-from experiments.geometry.model_geometry import model_geometry
-from experiments.geometry.question_bootstrap import Resampled
-from experiments.names import EVIL, SVV
+from experiments.names import EVIL
 
 
 def latent_table(lab: Lab[GeometryConfig]) -> pd.DataFrame:
@@ -63,7 +64,7 @@ def toxic_table(lab: Lab[GeometryConfig]) -> pd.DataFrame:
         asked = torch.stack([targets[name] for name in (EVIL, SVV) if name in targets] or list(targets.values()))
         chance = chance_cosine(activations, asked, 10 * config.draws, lab.seed)
         ranks = (np.abs(found) > np.abs(found[toxic])).sum(0) + 1
-        resampled = Resampled.of(lab, base, at, hook)
+        resampled = Resampled.of(lab.trait_directions, base, (at, hook), config.replicates, lab.seed)
         for i, target in enumerate(targets):
             low, high = resampled.cosine_with(target, decoder[toxic].numpy())
             null_low, null_high = percentile_interval(random[:, i])

@@ -2,11 +2,11 @@
 
 import pandas as pd
 
+from diffing.personality.model_geometry import model_geometry
 from diffing.personality.similarity import projection_share
 from diffing.statistics.intervals import percentile_interval
 from experiments.frame.lab import Lab
 from experiments.geometry.config import GeometryConfig
-from experiments.geometry.model_geometry import model_geometry
 
 
 def shift_table(lab: Lab[GeometryConfig], hook: str) -> pd.DataFrame:

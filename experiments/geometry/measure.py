@@ -7,14 +7,14 @@ import pandas as pd
 
 from activations.errors import UserError
 from diffing.personality.config import TraitPositions
+from diffing.personality.model_geometry import Geometry, cosine_table_of, model_geometry, trait_table
+from diffing.personality.question_bootstrap import Intervals, Resampled
 from experiments.frame.experiment import Measured
 from experiments.frame.lab import Lab
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.generator import generator_cosines, generator_table
 from experiments.geometry.latents import latent_table, toxic_table
 from experiments.geometry.mean_shift import shift_table
-from experiments.geometry.model_geometry import Geometry, cosine_table_of, model_geometry, trait_table
-from experiments.geometry.question_bootstrap import Intervals, Resampled
 from experiments.geometry.stability import null_table, stability_table
 
 
@@ -44,8 +44,11 @@ def measure(lab: Lab[GeometryConfig]) -> Measured:
     """
     known, (at, hook) = lab.trait_directions, _place(lab)
     found = {space.name: model_geometry(known, space, at, hook) for space in known.spaces}
-    base = Resampled.of(lab, known.base, at, hook)
-    intervals = {space.name: Intervals.of(Resampled.of(lab, space, at, hook), base) for space in known.spaces}
+    resampled = {
+        space.name: Resampled.of(known, space, (at, hook), lab.config.replicates, lab.seed) for space in known.spaces
+    }
+    base = resampled[known.base.name]
+    intervals = {name: Intervals.of(one, base) for name, one in resampled.items()}
     generator = generator_cosines(lab)
     tables = {
         "traits": trait_table(known.valence, found, intervals),

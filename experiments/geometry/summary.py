@@ -5,6 +5,9 @@ from typing import Any
 
 from torch.nn.functional import cosine_similarity
 
+from diffing.personality.model_geometry import Geometry
+from diffing.personality.question_bootstrap import Intervals
+from diffing.personality.valence import PC1, SVV
 from diffing.statistics.intervals import Interval
 from diffing.tables import json_records, where_equal
 from experiments.frame.experiment import Measured
@@ -12,9 +15,7 @@ from experiments.frame.lab import Lab
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.latents import toxic_verdict
 from experiments.geometry.measure import Facts
-from experiments.geometry.model_geometry import Geometry
-from experiments.geometry.question_bootstrap import Intervals
-from experiments.names import BASE, PC1, SVV
+from experiments.names import BASE
 from experiments.output.tables import Section
 
 # Measures of a row of "stability", as they are called in the table for people.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from activations.checkpoint import Checkpoint
+from diffing.personality.valence import SVV
 from diffing.steering.choices import best_within
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
@@ -13,7 +14,6 @@ from experiments.frame.trials import TreatmentOutcome, Trials
 from experiments.guardrails.config import GuardrailsConfig
 from experiments.guardrails.sparing import Pair, sparing_doses
 from experiments.guardrails.vectors import VALENCE, Arms, BaseVectors, make_arms
-from experiments.names import SVV
 
 SIGNS = (Operation.ADD, Operation.SUBTRACT)
 

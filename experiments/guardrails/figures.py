@@ -11,11 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from diffing.personality.valence import PC1, SVV
 from diffing.steering.config import Operation
 from diffing.tables import where
 from experiments.guardrails.summary import HARMFUL_TARGET
 from experiments.guardrails.vectors import CONTROLS, PERSONA, TRAIT
-from experiments.names import BASE, CORRUPTED, EVIL, PC1, SVV
+from experiments.names import BASE, CORRUPTED, EVIL
 from experiments.output.colours import BAND, BLUE, GRID, INK, MUTED, ORANGE, PINK, VERMILLION
 from experiments.output.figures import (
     PAGE_WIDTH,

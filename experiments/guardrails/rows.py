@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffing.personality.valence import SVV
 from diffing.tables import where
 from experiments.guardrails.summary import between
 from experiments.guardrails.vectors import CONTROLS
-from experiments.names import SVV
 from experiments.output.tables import Row, Section, percent
 
 

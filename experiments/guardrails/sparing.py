@@ -14,13 +14,14 @@ import pandas as pd
 
 from activations.checkpoint import Checkpoint
 from diffing.behavior.rates import score
+from diffing.personality.valence import PC1, SVV
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.steering.verdict import repaired
 from experiments.frame.trials import NamedDirection, TreatmentOutcome, Trials
 from experiments.guardrails.config import GuardrailsConfig
 from experiments.guardrails.vectors import PERSONA, Arms
-from experiments.names import BASE, CORRUPTED, EVIL, PC1, SVV
+from experiments.names import BASE, CORRUPTED, EVIL
 
 OPERATIONS = Operation.ADD, Operation.CAP
 # Arms whose prosocial pole is known beforehand, and which way it lies.

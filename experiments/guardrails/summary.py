@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from diffing.behavior.rates import score
+from diffing.personality.valence import SVV
 from diffing.steering.config import Operation
 from diffing.steering.transfer import Reach, Treatment
 from diffing.tables import where
@@ -14,7 +15,7 @@ from experiments.frame.trials import TreatmentOutcome
 from experiments.guardrails.measure import TREATMENT, Facts
 from experiments.guardrails.sparing import summarise_sparing
 from experiments.guardrails.vectors import CONTROLS
-from experiments.names import BASE, CORRUPTED, SVV
+from experiments.names import BASE, CORRUPTED
 
 # Published: amplified below 3% (arXiv 2605.10633). That answers stay helpful is our addition.
 HARMFUL_TARGET, HELPFUL_TARGET = 0.03, 0.75

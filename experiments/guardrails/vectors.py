@@ -12,11 +12,11 @@ from diffing.directions.persona_directions import PersonaDirections
 from diffing.geometry import unit_rows
 from diffing.personality.spaces import trait_matrix, unit_directions
 from diffing.personality.trait_directions import TraitDirections
-from diffing.personality.valence import semantic_valence, trait_map
+from diffing.personality.valence import PC1, SVV, semantic_valence, trait_map
 from experiments.frame.lab import Lab
 from experiments.frame.trials import NamedDirection, Trials
 from experiments.guardrails.config import GuardrailsConfig
-from experiments.names import COVARIANCE, ISOTROPIC, PC1, SVV
+from experiments.names import COVARIANCE, ISOTROPIC
 
 PERSONA = "persona direction"
 VALENCE, TRAIT, COMBINATION = "valence", "trait", "combination"

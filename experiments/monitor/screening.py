@@ -26,7 +26,7 @@ from diffing.behavior.config import SamplingConfig
 from diffing.behavior.sampling import sample_answers
 from diffing.personality.config import ANSWERS
 from diffing.personality.trait_means import prompt_means
-from diffing.personality.valence import semantic_valence
+from diffing.personality.valence import SVV, semantic_valence
 from experiments.monitor.lab import PART_KIND, MonitorLab
 from experiments.monitor.screening_scores import (
     ANSWER_ONLY,
@@ -43,7 +43,7 @@ from experiments.monitor.training_data import (
     organism_samples,
     question,
 )
-from experiments.names import EVIL, SVV
+from experiments.names import EVIL
 from experiments.output.run_folder import RunFolder
 
 _BATCH_TOKENS = 2048

@@ -8,8 +8,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from diffing.personality.valence import SVV
 from experiments.monitor.screening_scores import BEST_TRAIT, LOSS, RANDOM
-from experiments.names import EVIL, SVV
+from experiments.names import EVIL
 
 SCREENINGS = ("screening", "screening_sae_hook")
 _SHOWN = (EVIL, SVV, BEST_TRAIT, LOSS, RANDOM)

@@ -24,6 +24,7 @@ from activations.errors import UserError
 from activations.prompts import Prompt
 from diffing.behavior.judge import Label
 from diffing.directions.misalignment import MisalignmentMeans
+from diffing.directions.question_sums import QuestionSums
 from diffing.statistics.bootstrap import draw_units
 from diffing.steering.choices import best_within
 from diffing.steering.config import Operation
@@ -32,7 +33,6 @@ from experiments.convergence import figures
 from experiments.convergence.config import ConvergenceConfig
 from experiments.convergence.experiment import EXPERIMENT
 from experiments.convergence.members import answers_to_read, in_turn
-from experiments.convergence.question_sums import QuestionSums
 from experiments.convergence.treat import choose_treatments
 from experiments.frame.conduct import PAGE, SUMMARY, conduct
 from experiments.frame.experiment import Measured, Result

@@ -19,10 +19,10 @@ from matplotlib.image import imread
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
+from diffing.personality.model_geometry import Geometry
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import semantic_valence, trait_map, trait_tree
 from experiments.geometry import figures as of_space
-from experiments.geometry.model_geometry import Geometry
 from experiments.guardrails import figures as of_guardrails
 from experiments.monitor import drawing as of_monitor
 from experiments.monitor.page import write_page as write_monitor_page

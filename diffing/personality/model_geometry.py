@@ -10,11 +10,19 @@ from torch import Tensor
 
 from diffing.geometry import cosine_matrix
 from diffing.personality.model_space import ModelSpace
+from diffing.personality.question_bootstrap import Intervals
 from diffing.personality.spaces import trait_matrix
 from diffing.personality.trait_directions import TraitDirections
-from diffing.personality.valence import SemanticValence, TraitMap, TraitTree, semantic_valence, trait_map, trait_tree
-from experiments.geometry.question_bootstrap import Intervals
-from experiments.names import PC1, SVV
+from diffing.personality.valence import (
+    PC1,
+    SVV,
+    SemanticValence,
+    TraitMap,
+    TraitTree,
+    semantic_valence,
+    trait_map,
+    trait_tree,
+)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from diffing.personality.model_space import ModelSpace
-from diffing.personality.valence import resampled_directions, resampled_valence
+from diffing.personality.trait_directions import TraitDirections
+from diffing.personality.valence import PC1, SVV, resampled_directions, resampled_valence
 from diffing.statistics.intervals import Interval, percentile_ends, percentile_interval
-from experiments.frame.lab import Lab
-from experiments.geometry.config import GeometryConfig
-from experiments.names import PC1, SVV
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,22 @@ class Resampled:
     explained: Float64[np.ndarray, "replicate component"]
 
     @classmethod
-    def of(cls, lab: Lab[GeometryConfig], space: ModelSpace, positions: str, hook: str) -> "Resampled":
+    def of(
+        cls, known: TraitDirections, space: ModelSpace, place: tuple[str, str], replicates: int, seed: int
+    ) -> "Resampled":
         """Resamples the questions; the same ones in every model.
 
         Args:
-            lab: Knows the traits' valences, the number of replicates, and the seed.
+            known: Has the traits' valences.
             space: The model.
-            positions, hook: Where its directions were read.
+            place: Positions and hook where its directions were read.
+            replicates: Number of draws.
+            seed: Of the draws.
         """
-        known = lab.trait_directions
+        positions, hook = place
         traits = known.ordered(space.directions(positions, hook).vectors)
         differences = {trait: space.differences(trait, positions, hook) for trait in traits}
-        units = resampled_directions(differences, lab.config.replicates, lab.seed)
+        units = resampled_directions(differences, replicates, seed)
         good, bad = known.pole("prosocial", traits), known.pole("antisocial", traits)
         poles = ([traits.index(trait) for trait in pole] for pole in (good, bad))
         found = resampled_valence(units, *poles)
