@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 from planted_models import BAD, DIRECTION, HOOK, LOUD, WIDTH, write_model, write_run
 
 from activations.artefact import read_json, write_json
@@ -181,8 +182,9 @@ class TestVerdicts:
             marks = {1: "o", 2: "D", 3: "o"}
             rows = ranking.set_index("rank")[f"causal_{name}"]
             assert looks == {rank: (shape, rows.loc[rank]) for rank, shape in marks.items()}
-        bars = [[(patch.get_center()[0], patch.get_height()) for patch in axes.patches] for axes in panels]
-        assert bars == [[(2, 0.05)], [(2, 0.1)], []]
+        bars = [[bar for bar in axes.patches if isinstance(bar, Rectangle)] for axes in panels]
+        controls = [[(bar.get_center()[0], bar.get_height()) for bar in found] for found in bars]
+        assert controls == [[(2, 0.05)], [(2, 0.1)], []]
 
 
 class TestLatentSets:
