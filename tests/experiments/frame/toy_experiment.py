@@ -42,7 +42,9 @@ class Toy(Experiment[ToyConfig]):
         return [f"The corrupted model is {percent(result.summary['more_harmful'])} more harmful."]
 
     def sections(self, result: Result) -> list[Section]:
-        rows = [{"model": r["model"], "harmful": percent(r["harmful"])} for r in result.tables["rates"].to_dict("records")]
+        rows = [
+            {"model": r["model"], "harmful": percent(r["harmful"])} for r in result.tables["rates"].to_dict("records")
+        ]
         return [Section("Untouched models", rows)]
 
     def figures(self, result: Result) -> list[Any]:
