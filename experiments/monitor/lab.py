@@ -28,7 +28,6 @@ from diffing.traits.prompts import TraitPrompts
 from experiments.monitor.config import Asked, MonitorConfig
 from experiments.names import BASE
 from experiments.run.finished_run import FinishedRun
-from experiments.trait_directions.trait_prompts import answer_sampling, traits_of
 
 PART_KIND = "persona monitor part"
 LAST = "last_prompt"

@@ -73,9 +73,7 @@ def base_reading(lab: PredictLab) -> ModelReading:
 
 
 def _read(lab: PredictLab, model: Checkpoint) -> ModelReading:
-    return read_model(
-        lab.sae, checkpoint=model, base=lab.base, tokens=lab.ranking_tokens, hook=lab.hook, config=lab.harvesting()
-    )
+    return read_model(lab.sae, model, lab.base, lab.ranking_tokens, lab.hook, lab.harvesting())
 
 
 def _is_measured(lab: PredictLab, member: Member) -> bool:

@@ -1,21 +1,16 @@
-"""Figures for papers: the files, the page, names from the data, and what is drawn."""
+"""Figures for papers: names from the data, and what is drawn."""
 
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.collections import LineCollection
+from figure_files import require_figures
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
-from matplotlib.ft2font import FT2Font
-from matplotlib.image import imread
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
@@ -27,80 +22,12 @@ from experiments.guardrails import figures as of_guardrails
 from experiments.monitor import drawing as of_monitor
 from experiments.monitor.page import write_page as write_monitor_page
 from experiments.output.colours import BLUE
-from experiments.output.figures import FORMATS, PaperFigure, canvas, intervals, style, table, write_page
+from experiments.output.figures import canvas, style
 from experiments.output.labels import name_points
 
 # The third would be a formula in matplotlib, the fourth an element in HTML.
 HOSTILE = "$x_1$ <b>&"
 TRAITS = {"evil": "antisocial", "calm": "prosocial", HOSTILE: "neutral", "a trait of many words": None}
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def plain_figure(name: str = "plain", label: str = HOSTILE) -> PaperFigure:
-    with style():
-        figure, ((axes,),) = canvas(3.3, 2.0)
-        intervals(axes, [0.2, 0.4], [0, 1], [0.1, np.nan], [0.3, np.nan], BLUE)
-        axes.set_title(label)
-        return PaperFigure(name, figure, f"Caption of {label}")
-
-
-def require_figures(folder: Path, names: set[str]) -> None:
-    """All three forms of each figure are there and can be opened; nothing else is."""
-    assert {path.name for path in folder.iterdir()} == {f"{name}.{form}" for name in names for form in FORMATS}
-    for name in names:
-        height, width, _ = imread(folder / f"{name}.png").shape
-        root = ElementTree.parse(folder / f"{name}.svg").getroot()
-        assert root.tag == f"{SVG}svg"
-        points = float(root.attrib["width"].removesuffix("pt"))
-        assert width == pytest.approx(points / 72 * 300, abs=2)
-        assert height > 100
-        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
-
-
-class TestPage:
-    def test_three_forms_of_every_figure(self, tmp_path: Path) -> None:
-        """Breaks if a form is missing, cannot be opened, or has another size or resolution."""
-        write_page(tmp_path / "page.html", "Title", [plain_figure("one"), plain_figure("two")])
-        require_figures(tmp_path / "figures", {"one", "two"})
-
-    def test_the_page_needs_nothing_and_escapes(self, tmp_path: Path) -> None:
-        """Breaks if the page runs or fetches something, or a name is read as HTML."""
-        rows = table(pd.DataFrame({HOSTILE: [HOSTILE]}))
-        write_page(tmp_path / "page.html", HOSTILE, [rows, plain_figure()])
-        page = (tmp_path / "page.html").read_text(encoding="utf-8")
-        assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
-        assert '<img src="data:image/svg+xml;base64,' in page
-        assert 'alt="Caption of $x_1$ &lt;b&gt;&amp;"' in page
-        assert '<a href="figures/plain.pdf">PDF</a>' in page
-        assert not [text for text in ("<script", "<b>", 'src="http', "plotly") if text in page]
-
-    def test_a_dollar_is_a_dollar(self, tmp_path: Path) -> None:
-        """Breaks if "$x_1$" is set as a formula, which has no "$", or XML is not escaped."""
-        plain_figure().save(tmp_path)
-        glyphs = {element.get("id") for element in ElementTree.parse(tmp_path / "plain.svg").iter(f"{SVG}path")}
-        dollar = FT2Font(findfont("DejaVu Sans")).get_char_index(ord("$"))
-        assert f"DejaVuSans-{dollar:x}" in glyphs
-
-    def test_the_same_figure_has_the_same_bytes(self, tmp_path: Path) -> None:
-        """Breaks if a date or a random id is written, or the user's own settings are used."""
-        plain_figure().save(tmp_path / "one")
-        with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "text.parse_math": True}):
-            plain_figure().save(tmp_path / "two")
-        for form in FORMATS:
-            one, two = ((tmp_path / place / f"plain.{form}").read_bytes() for place in ("one", "two"))
-            assert one == two, form
-        assert b"CreationDate" not in (tmp_path / "one" / "plain.pdf").read_bytes()
-
-
-class TestIntervals:
-    def test_ends_are_drawn_where_they_are(self) -> None:
-        """An estimate may lie outside its interval: breaks if it is moved, or the interval starts at it."""
-        _, ((axes,),) = canvas(3.3, 2.0)
-        intervals(axes, [0.9, 0.5], [0, 1], [0.2, np.nan], [0.6, np.nan], BLUE)
-        lines = [line for line in axes.collections if isinstance(line, LineCollection)]
-        drawn = [segment for segment in lines[0].get_segments() if np.isfinite(segment).all() and len(segment)]
-        assert np.array(drawn).tolist() == [[[0.2, 0.0], [0.6, 0.0]]]
-        assert axes.lines[0].get_xdata(orig=False).tolist() == [0.9, 0.5]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class TestLabels:
