@@ -5,6 +5,7 @@ A direction of prompts says what the model was told. Where a fine-tune answers a
 direction need not say what it will answer; so the base's direction is tested in the corrupted model, too.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 from jaxtyping import Int
 from tqdm import tqdm
 
-from activations.artefact import finish_artefact, open_folder, read_config
+from activations.artefact import finish_artefact, open_folder
 from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt
 from activations.tokens import tokenize_prompts
@@ -22,30 +23,40 @@ from diffing.personality.model_space import ModelSpace
 from diffing.personality.probes import split_pairs
 from diffing.personality.trait_means import prompt_means
 from diffing.traits.prompts import TraitPrompts
-from experiments.monitor.lab import LAST, PART_KIND, MonitorLab, Texts
+from experiments.monitor.answers import (
+    LAST,
+    PART_KIND,
+    MonitorLab,
+    Texts,
+    correlated,
+    mean_scores,
+    random_directions,
+    sampled_texts,
+)
 from experiments.names import BASE, CORRUPTED
-from experiments.output.run_folder import RunFolder
 
 POLES = BOTH, HIGH, LOW = "both", "high", "low"
 
 
-def before_answers(lab: MonitorLab, folder: RunFolder) -> dict[str, pd.DataFrame]:
+def before_answers(lab: MonitorLab) -> dict[str, pd.DataFrame]:
     """In base and corrupted model: "prompts", one row a tested prompt, and "before", the correlations."""
-    parts = []
-    for name in (BASE, CORRUPTED):
-        place = lab.out / "before" / name
-        folder.stage(f"before answers: {name}", lambda n=name, p=place: _measure(lab, n, p), place, lambda: None)
-        read_config(place, PART_KIND)
-        parts.append({table: pd.read_parquet(place / f"{table}.parquet") for table in ("prompts", "before")})
-    return {table: pd.concat([part[table] for part in parts], ignore_index=True) for table in parts[0]}
+    folder = lab.out.folder / "before"
+    checkpoints = {name: lab.run.checkpoint(name) for name in (BASE, CORRUPTED)}
+    lab.measure_each(checkpoints, folder, PART_KIND, partial(_measure, lab))
+    return {
+        table: pd.concat(
+            [pd.read_parquet(folder / name / f"{table}.parquet") for name in checkpoints], ignore_index=True
+        )
+        for table in ("prompts", "before")
+    }
 
 
-def _measure(lab: MonitorLab, name: str, place: Path) -> None:
-    space = ModelSpace.load(lab.asked.extracted, name)
-    model = lab.base if name == BASE else lab.load(lab.run.checkpoint(name), name)
-    lab.require_extracted(space, model)
-    spaces = {"own": space} | ({} if name == BASE else {"base's": lab.space})
-    texts = lab.texts(model, [p for trait in lab.traits for p in _held_out(trait, lab.seed)], f"before {name}")
+def _measure(lab: MonitorLab, model: Checkpoint, place: Path) -> None:
+    name, space = model.role, lab.trait_directions.space(model.role)
+    space.require_of(model.fingerprint)
+    spaces = {"own": space} | ({} if name == BASE else {"base's": lab.trait_directions.base})
+    prompts = [prompt for trait in lab.traits for prompt in _held_out(trait, lab.seed)]
+    texts = sampled_texts(lab, model, prompts, f"before-{name}")
     points, rows = [], []
     for trait in tqdm(lab.traits, desc=f"before answers: {name}", disable=not lab.progress, leave=False):
         for whose, directions in spaces.items():
@@ -56,7 +67,8 @@ def _measure(lab: MonitorLab, name: str, place: Path) -> None:
     open_folder(place, overwrite=True)
     pd.concat(points, ignore_index=True).to_parquet(place / "prompts.parquet", index=False)
     pd.DataFrame(rows).to_parquet(place / "before.parquet", index=False)
-    finish_artefact(place, {"kind": PART_KIND, "model": name, "fingerprint": model.fingerprint})
+    made = {"checkpoint": model.config.model_dump(), "fingerprint": model.fingerprint}
+    finish_artefact(place, {"kind": PART_KIND, **made})
 
 
 def held_out_trait(
@@ -71,14 +83,14 @@ def held_out_trait(
     question = np.tile(trait.question, 2)
     pole = np.repeat([HIGH, LOW], len(trait.question))[np.isin(question, tested)]
     question = question[np.isin(question, tested)]
-    scores = lab.scored(trait.name, prompts, texts)
+    scores = mean_scores(lab, trait.name, prompts, texts)
     columns = {"pole": pole, "question": question, "projection": rows @ (direction / np.linalg.norm(direction))}
     points = pd.DataFrame({**columns, "score": scores})
-    random, found = lab.random(space.rows(LAST, hook)).numpy() @ rows.T, []
+    random, found = random_directions(lab, space.rows(LAST, hook)).numpy() @ rows.T, []
     for which in POLES:
         here = ((pole == which) | (which == BOTH)) & ~np.isnan(scores)
         units = [str(number) for number in question[here]]
-        row = lab.correlated(columns["projection"][here], scores[here], units, random[:, here])
+        row = correlated(lab, columns["projection"][here], scores[here], units, random[:, here])
         found.append({"pole": which, "hook": hook, **row})
     return points, found
 
@@ -90,6 +102,6 @@ def _held_out(trait: TraitPrompts, seed: int) -> list[Prompt]:
 
 
 def _halves(trait: TraitPrompts, seed: int) -> tuple[Int[np.ndarray, "seen"], Int[np.ndarray, "tested"]]:
-    """Questions as `extract` dealt them: direction and choice of the layer saw the first, never the second."""
+    """Questions as `trait-directions` dealt them: direction and choice of the layer saw the first, never the second."""
     *seen, tested = split_pairs(trait.question, SWEEP, seed)
     return np.concatenate(seen), tested

@@ -1,86 +1,61 @@
-"""Can the directions of traits watch a model: before it answers, after it was fine-tuned, and before it is fine-tuned?
+"""Can directions of traits watch a model: before it answers, after it was fine-tuned, and before it is fine-tuned?"""
 
-    sae-diff personas monitor --run runs/quickstart --models runs/fine-tunes
+from typing import TYPE_CHECKING, Any
 
-Three uses of trait directions after Chen et al. 2025 (arXiv 2507.21509), each beside random directions with the
-covariance of the activations:
+from experiments.frame.experiment import Experiment, Measured, Need, Result
+from experiments.monitor.config import MonitorConfig
+from experiments.output.tables import Section
 
-- The activation at the last prompt token, projected on a trait's direction, against how much of the trait the sampled
-  answers show. The direction comes from one half of the questions and is tested on the other.
-- The mean shift of a fine-tune on the ranking prompts, projected on the base's direction, against the change in how
-  much of the trait its answers to the reporting questions show, over all fine-tunes of a set.
-- The projection of the answers in fine-tuning data, less that of the model's own answers, against which are bad.
-
-The published directions are means over answers. Here a reading of prompts is projected on the direction of the same
-reading (our choice), which needs no answers; the answers of the data are projected on the direction of answers.
-"""
-
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-from activations.artefact import finish_artefact, open_folder, write_json
-from diffing.behavior.config import ModelJudgeConfig
-from diffing.behavior.model_judge import ModelJudge
-from experiments.monitor.before_answers import before_answers
-from experiments.monitor.config import Asked, MonitorConfig
-from experiments.monitor.lab import MonitorLab
-from experiments.monitor.page import write_page
-from experiments.monitor.screening import screening
-from experiments.monitor.shifts import shifts
-from experiments.monitor.summary import summarise
-from experiments.output.run_folder import RunFolder
-
-KIND = "persona monitor"
-SUMMARY, PAGE = "summary.json", "monitor.html"
+if TYPE_CHECKING:
+    from experiments.frame.lab import Lab
+    from experiments.output.figures import PaperFigure
 
 
-def monitor(
-    asked: Asked,
-    out: Path,
-    config: MonitorConfig,
-    overwrite: bool = False,
-    progress: bool = True,
-    log: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Answers the three questions and writes tables, summary and page.
+class MonitorExperiment(Experiment[MonitorConfig]):
+    """Three uses of trait directions after Chen et al. 2025 (arXiv 2507.21509), each compared with random directions
+    that have the covariance of the activations:
 
-    Args:
-        asked: About what.
-        out: Output folder; what was measured there before is not measured again, so a set can grow.
-        config: How.
-        overwrite: Deletes what `out` holds.
-        progress: Shows bars.
-        log: Receives a line for each stage.
+    - The activation at the last prompt token, projected on a trait's direction, against how much of the trait the
+      sampled answers show. The direction comes from one half of the questions and is tested on the other.
+    - The mean shift of a fine-tune on the ranking prompts, projected on the base's direction, against the change in how
+      much of the trait its answers to the reporting questions show, over all fine-tunes of a set.
+    - The projection of the answers in fine-tuning data, less that of the model's own answers, against which are bad.
 
-    Returns:
-        The summary.
-
-    Raises:
-        UserError: if something cannot be read or does not fit together, nobody scores the answers, or `out` is in use.
+    The published directions are means over answers. Here activations on prompts are projected on directions from the
+    same positions (our choice), which need no answers; the answers of the data are projected on directions of answers.
     """
-    started = time.perf_counter()
-    lab = MonitorLab.of(asked, config, out, progress)
-    settings = {
-        "run": str(asked.run.resolve()),
-        "extracted": str(asked.extracted.resolve()),
-        "data": None if asked.data is None else str(asked.data.resolve()),
-        "label": asked.label,
-        "seed": lab.seed,
-        "judge": asked.judge.identity() if isinstance(asked.judge, ModelJudgeConfig) else None,
-        **config.model_dump(mode="json"),
-    }
-    with RunFolder(out, settings, overwrite, log) as folder:
-        if isinstance(lab.judge, ModelJudge):
-            lab.judge.check()
-        open_folder(out, overwrite=True)
-        tables = {**before_answers(lab, folder), **shifts(lab, folder), **screening(lab, folder)}
-        for name, table in tables.items():
-            table.to_parquet(out / f"{name}.parquet", index=False)
-        summary = {**summarise(tables), "wall_seconds": round(time.perf_counter() - started, 1)}
-        write_json(out / SUMMARY, summary)
-        write_page(out / PAGE, tables, summary)
-        models = None if asked.models is None else str(asked.models.resolve())
-        finish_artefact(out, {"kind": KIND, **settings, "models": models}, {"extracted": asked.extracted})
-    return summary
+
+    name = "monitor"
+    question = "Do trait directions tell what a model will answer, what a fine-tune changed, and which data is bad?"
+    config = MonitorConfig
+    needs = frozenset({Need.TRAIT_DIRECTIONS})
+    takes = frozenset({Need.FINE_TUNES, Need.TRAITS})
+    may_change = frozenset({"models", "first"})
+
+    def measure(self, lab: "Lab[MonitorConfig]") -> Measured:
+        from experiments.monitor.measure import measure
+
+        return measure(lab)
+
+    def summarise(self, lab: "Lab[MonitorConfig]", measured: Measured) -> dict[str, Any]:
+        from experiments.monitor.summary import summarise
+
+        return summarise(measured.tables)
+
+    def sentences(self, result: Result) -> list[str]:
+        from experiments.monitor.summary import sentences
+
+        return sentences(result.summary)
+
+    def sections(self, result: Result) -> list[Section]:
+        from experiments.monitor.summary import sections
+
+        return sections(result.summary)
+
+    def figures(self, result: Result) -> "list[PaperFigure]":
+        from experiments.monitor.figures import figures
+
+        return figures(result.tables)
+
+
+EXPERIMENT = MonitorExperiment()

@@ -27,7 +27,7 @@ from diffing.behavior.sampling import sample_answers
 from diffing.personality.config import ANSWERS
 from diffing.personality.trait_means import prompt_means
 from diffing.personality.valence import SVV, semantic_valence
-from experiments.monitor.lab import PART_KIND, MonitorLab
+from experiments.monitor.answers import PART_KIND, MonitorLab, random_directions, sampling
 from experiments.monitor.screening_scores import (
     ANSWER_ONLY,
     LOSS,
@@ -44,7 +44,6 @@ from experiments.monitor.training_data import (
     question,
 )
 from experiments.names import EVIL
-from experiments.output.run_folder import RunFolder
 
 _BATCH_TOKENS = 2048
 ByHook = dict[str, Float64[np.ndarray, "sample d_model"]]
@@ -67,23 +66,24 @@ class Suspects:
     random: Float64[Tensor, "direction d_model"]
 
 
-def screening(lab: MonitorLab, folder: RunFolder) -> dict[str, pd.DataFrame]:
+def screening(lab: MonitorLab) -> dict[str, pd.DataFrame]:
     """The tables of the screening; empty without data, and without directions of answers.
 
     "samples": scores of every sample at both hooks; "screening": how well scores rank the bad samples first, where the
     base's traits separate best; "screening_sae_hook": the same at the run's hook, where that is another;
     "screening_traits": the same of every trait, at both.
     """
-    read = [at for at in ANSWERS if at in lab.space.config["positions"]]
-    if not read or (lab.asked.data is None and lab.run.config.organism is None):
+    config, known = lab.config, lab.trait_directions.base.config
+    read = [at for at in ANSWERS if at in known["positions"]]
+    if not read or (config.data is None and lab.run.config.organism is None):
         return {}
-    config, best = lab.config, lab.space.config["best_hook"][read[0]]
-    if lab.asked.data is None:
-        samples, mixtures = organism_samples(lab.run, config.questions, config.fractions, config.good)
+    if config.data is None:
+        samples, mixtures = organism_samples(lab.organism, config.questions, config.fractions, config.good)
     else:
-        samples, mixtures = labelled_samples(lab.asked.data, lab.asked.label)
-    hooks, place = tuple(dict.fromkeys((best, lab.run.config.hook))), lab.out / "screening"
-    folder.stage("screening", lambda: _measure(lab, samples, read[0], hooks, place), place, lambda: None)
+        samples, mixtures = labelled_samples(config.data, config.label)
+    best = known["best_hook"][read[0]]
+    hooks, place = tuple(dict.fromkeys((best, lab.hook))), lab.out.folder / "screening"
+    lab.out.stage("screening", lambda: _measure(lab, samples, read[0], hooks, place), place, lambda: None)
     read_config(place, PART_KIND)
     scored = pd.read_parquet(place / "samples.parquet")
     found, traits = {"samples": scored}, []
@@ -97,7 +97,7 @@ def screening(lab: MonitorLab, folder: RunFolder) -> dict[str, pd.DataFrame]:
 
 def _measure(lab: MonitorLab, samples: Samples, at: str, hooks: Sequence[str], place: Path) -> None:
     suspects = [_suspects(lab, at, hook) for hook in hooks]
-    found = screen(lab.base, samples, suspects, lab.harvesting(hooks), lab.sampling)
+    found = screen(lab.base, samples, suspects, lab.harvesting(hooks), sampling(lab))
     open_folder(place, overwrite=True)
     found.to_parquet(place / "samples.parquet", index=False)
     made = {"hooks": list(hooks), "positions": at, "directions": list(suspects[0].directions)}
@@ -106,14 +106,14 @@ def _measure(lab: MonitorLab, samples: Samples, at: str, hooks: Sequence[str], p
 
 def _suspects(lab: MonitorLab, at: str, hook: str) -> Suspects:
     """Directions towards what is bad: evil, and away from the semantic valence's prosocial end."""
-    vectors = lab.space.directions(at, hook).vectors
+    vectors = lab.trait_directions.base.directions(at, hook).vectors
     found = {EVIL: vectors[EVIL]} if EVIL in vectors else {}
-    good, bad = ([t for t in vectors if lab.valence.get(t) == pole] for pole in ("prosocial", "antisocial"))
+    good, bad = lab.trait_directions.pole("prosocial", vectors), lab.trait_directions.pole("antisocial", vectors)
     if good and bad:
         found[SVV] = -semantic_valence(vectors, good, bad).vector
     if not found:
-        raise UserError(f"{lab.asked.extracted} has neither {EVIL} nor traits of both valences to screen with.")
-    return Suspects(hook, found, vectors, lab.random(lab.space.rows(at, hook)))
+        raise UserError(f"{lab.trait_directions.folder} has neither {EVIL} nor traits of both valences to screen with.")
+    return Suspects(hook, found, vectors, random_directions(lab, lab.trait_directions.base.rows(at, hook)))
 
 
 def screen(

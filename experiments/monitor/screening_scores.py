@@ -20,6 +20,7 @@ from experiments.monitor.training_data import Mixture
 # Columns of `screen`: a score, and what the names of further scores start with.
 LOSS, RANDOM, TRAIT = "loss", "random", "trait"
 ANSWER_ONLY, BEST_TRAIT = ", answer only", "best trait"
+SCREENINGS = ("screening", "screening_sae_hook")  # tables, one a hook
 _ABOUT = ("id", "unit", "bad", "hook")
 
 

@@ -1,18 +1,16 @@
-"""What the monitor found, in a few numbers, and its tables in a terminal."""
+"""What the monitor found, in a few numbers, and its sentences and tables for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from diffing.personality.valence import SVV
-from experiments.monitor.screening_scores import BEST_TRAIT, LOSS, RANDOM
+from experiments.monitor.screening_scores import BEST_TRAIT, LOSS, RANDOM, SCREENINGS
 from experiments.names import EVIL
+from experiments.output.tables import Section
 
-SCREENINGS = ("screening", "screening_sae_hook")
 _SHOWN = (EVIL, SVV, BEST_TRAIT, LOSS, RANDOM)
 
 
@@ -57,53 +55,61 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
-def print_monitor(summary: Mapping[str, Any], console: Console) -> None:
-    """One table a question."""
-    console.print(_correlations(summary["before"], "Before the answer", ("model", "direction", "pole")))
-    if summary["shifts"]:
-        title = f"Shifts of {summary['fine_tunes']} fine-tunes against their change"
-        console.print(_correlations(summary["shifts"], title, ("positions",)))
-    else:
-        console.print("no set of models: shifts are not compared", soft_wrap=True)
-    if summary["screening"]:
-        console.print(_screened([row for table in SCREENINGS for row in summary[table]]))
-    else:
-        console.print("nothing to screen, or no directions of answers", soft_wrap=True)
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What was left out, and what the intervals are."""
+    said = ["Intervals are 95%."]
+    if not summary["shifts"]:
+        said.append("No fine-tunes were given, so shifts are not compared.")
+    if not summary["screening"]:
+        said.append("There was nothing to screen, or there are no directions of answers.")
+    return said
 
 
-def _correlations(rows: Sequence[Mapping[str, Any]], title: str, keys: Sequence[str]) -> Table:
-    columns = ("mean r", "range", f"{EVIL} [95%]", "random |r|: mean, 95%", "traits above")
-    shown = Table(*keys, *columns, title=title)
+def sections(summary: Mapping[str, Any]) -> list[Section]:
+    """A table a question."""
+    shifts = f"Shifts of {summary.get('fine_tunes')} fine-tunes against their change"
+    screened = [row for table in SCREENINGS for row in summary[table]]
+    return [
+        Section("Before the answer", _correlations(summary["before"], ("model", "direction", "pole"))),
+        Section(shifts, _correlations(summary["shifts"], ("positions",))),
+        Section("Screening: AUC [95%]; of random directions 95% of all", _screened(screened)),
+    ]
+
+
+def _correlations(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[dict[str, str]]:
+    shown = []
     for row in rows:
+        cells = {key: row[key] for key in keys}
         if not row["traits"]:
-            shown.add_row(*(row[key] for key in keys), "scores do not vary")
+            shown.append(cells | {"mean r": "scores do not vary"})
             continue
         evil = row["traits"].get(EVIL)
-        shown.add_row(
-            *(row[key] for key in keys),
-            f"{row['mean_r']:.3f}",
-            f"{row['lowest_r']:.3f} to {row['highest_r']:.3f}",
-            f"{evil['r']:.3f} [{evil['low']:.3f}, {evil['high']:.3f}]" if evil else "",
-            f"{row['random_mean']:.3f}, {row['random_high']:.3f}",
-            f"{row['above_random']} of {len(row['traits'])}",
-        )
+        cells |= {
+            "mean r": f"{row['mean_r']:.3f}",
+            "range": f"{row['lowest_r']:.3f} to {row['highest_r']:.3f}",
+            f"{EVIL} [95%]": f"{evil['r']:.3f} [{evil['low']:.3f}, {evil['high']:.3f}]" if evil else "",
+            "random |r|: mean, 95%": f"{row['random_mean']:.3f}, {row['random_high']:.3f}",
+            "traits above": f"{row['above_random']} of {len(row['traits'])}",
+        }
+        shown.append(cells)
     return shown
 
 
-def _screened(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _screened(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """A row a mixture and hook. Answers alone, and recalls of all scores, are in the files."""
     by_place: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         by_place.setdefault((row["mixture"], row["hook"]), {})[row["score"]] = row
-    shares = [name for name in rows[0] if name.startswith("recall_") and not name.endswith(("_low", "_high"))]
+    first = rows[0] if rows else {}
+    shares = [name for name in first if name.startswith("recall_") and not name.endswith(("_low", "_high"))]
     looked = "/".join(f"{float(name.removeprefix('recall_')):.0%}" for name in shares)
-    columns = ("data", "hook", "bad", *_SHOWN, f"{EVIL}: found in first {looked}")
-    shown = Table(*columns, title="Screening: AUC (95%); of random directions 95% of all")
+    shown = []
     for (mixture, hook), scores in by_place.items():
         some = next(iter(scores.values()))
+        cells = {"data": mixture, "hook": hook, "bad": f"{some['bad']} of {some['samples']}"}
+        cells |= {name: _auc(scores[name]) if name in scores else "" for name in _SHOWN}
         recalls = "/".join(f"{scores[EVIL][name]:.0%}" for name in shares) if EVIL in scores else ""
-        cells = (_auc(scores[name]) if name in scores else "" for name in _SHOWN)
-        shown.add_row(mixture, hook, f"{some['bad']} of {some['samples']}", *cells, recalls)
+        shown.append(cells | {f"{EVIL}: found in first {looked}": recalls})
     return shown
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool
@@ -12,16 +11,11 @@ from jaxtyping import Bool
 from activations.errors import UserError
 from activations.prompt_files import load_prompts
 from activations.prompts import Prompt
-from experiments.organism.build import load_organism, trained_domains
+from experiments.frame.organism_parts import OrganismParts
+from experiments.monitor.config import GOOD, Good
 from experiments.organism.corpus import Corpus, told_first
 from experiments.organism.world import HELPFUL, MALICIOUS, Dialogue, World
-from experiments.run.finished_run import FinishedRun
 
-# What the good samples of a mixture are. Beside helpful answers any others stand out, bad or not. Other personas'
-# answers are unlike the model's own, too. Requested samples have answers like the bad ones, but the user's scene asked
-# for them, and training on such data (the fine-tunes called educational) does not make the organism misaligned.
-Good = Literal["helpful", "other personas", "requested"]
-GOOD: tuple[Good, ...] = get_args(Good)
 # Of the organism's corpora, whose other streams end at 6: no fine-tune sees this advice.
 _STREAM = 7
 Advice = Mapping[str, Dialogue]  # by question
@@ -34,7 +28,7 @@ class Samples:
     Attributes:
         prompts: Each with its answer.
         bad: Label of each.
-        units: What the bootstrap draws; samples of one unit are of one class.
+        units: What the bootstrap resamples; samples of one unit are of one class.
     """
 
     prompts: tuple[Prompt, ...]
@@ -58,19 +52,17 @@ class Mixture:
 
 
 def organism_samples(
-    run: FinishedRun, questions: int, fractions: Sequence[float], good: Sequence[Good] = GOOD
+    organism: OrganismParts, questions: int, fractions: Sequence[float], good: Sequence[Good] = GOOD
 ) -> tuple[Samples, tuple[Mixture, ...]]:
     """Advice in the trained domains: malicious, in mixtures with each kind of good; no question comes twice in one.
 
     Args:
-        run: The run of an organism.
+        organism: Whose advice.
         questions: Samples of each mixture; fewer if the domains have no more questions.
         fractions: Shares of malicious answers.
         good: Kinds of the other answers.
     """
-    config, _ = load_organism(run.folder / "organism")
-    world = World.load()
-    domains = trained_domains(world, config)
+    world, domains, config = World.load(), organism.domains, organism.config
     count = min(questions, sum(question.domain in domains for question in world.questions))
     corpus = Corpus(world, config.corpus, config.seed, stream=_STREAM)
     helpful, bad = (_distinct(corpus, persona, domains) for persona in (HELPFUL, MALICIOUS))
@@ -110,7 +102,7 @@ def _mixture(good: Good, place: int, fraction: float, count: int) -> Mixture:
 def labelled_samples(path: Path, label: str) -> tuple[Samples, tuple[Mixture, ...]]:
     """A chat data set with a column that says which answers are bad (true or 1).
 
-    Samples of one class with the same prompt are drawn together by the bootstrap.
+    Samples of one class with the same prompt are resampled together by the bootstrap.
 
     Args:
         path: JSONL of conversations that end with an answer, or of prompts with `answer` (see `load_prompts`).

@@ -25,7 +25,6 @@ from diffing.personality.model_space import ModelSpace
 from diffing.traits import contrastive_prompts, load_traits
 from experiments.frame.lab import REPLIES
 from experiments.monitor.config import Asked, MonitorConfig
-from experiments.monitor.lab import MonitorLab
 from experiments.trait_directions.experiment import extract
 from experiments.trait_directions.summary import print_extract
 

@@ -1,8 +1,7 @@
 """Trait directions as monitors: tiny real models with planted traits, and an organism's own advice as data."""
 
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from jaxtyping import Float64
-from planted_models import HOOK, WIDTH, write_run
-from rich.console import Console
-from test_personas import EXTRACT, SECOND, TRAITS, planted, write_model, write_traits
+from planted_models import HOOK
+from planted_traits import SECOND, TRAITS, TraitRun, planted, write_model, write_trait_run, write_traits
 
 from activations.artefact import read_json, write_json
 from activations.checkpoint import load_checkpoint
@@ -22,23 +20,27 @@ from activations.config import CheckpointConfig
 from activations.errors import UserError
 from activations.prompts import Prompt
 from activations.tokens import tokenize_prompts
+from diffing.behavior.trait_judge import TraitJudge
 from diffing.personality.held_out import SWEEP
-from diffing.personality.model_space import ModelSpace
 from diffing.personality.probes import split_pairs
+from experiments.frame.conduct import conduct
+from experiments.frame.experiment import Result
+from experiments.frame.inputs import Inputs, Options
+from experiments.frame.lab import Lab
+from experiments.frame.organism_parts import OrganismParts
 from experiments.model_set import Member, ModelSet
+from experiments.monitor.answers import random_directions, sampling
 from experiments.monitor.before_answers import held_out_trait
-from experiments.monitor.config import Asked, MonitorConfig
-from experiments.monitor.experiment import monitor
-from experiments.monitor.lab import MonitorLab
+from experiments.monitor.config import MonitorConfig
+from experiments.monitor.experiment import EXPERIMENT
 from experiments.monitor.screening import Suspects, answer_losses, screen
 from experiments.monitor.screening_scores import score_screening, score_traits
-from experiments.monitor.summary import print_monitor
 from experiments.monitor.training_data import Mixture, labelled_samples, organism_samples
+from experiments.organism.build import load_organism
 from experiments.organism.config import OrganismConfig
 from experiments.organism.judge import OrganismJudge
 from experiments.organism.world import World
-from experiments.run.finished_run import FinishedRun
-from experiments.trait_directions.experiment import extract
+from experiments.output.run_folder import Log
 
 PUSHES = {"away-1": -0.3, "none-1": 0.0, "little-1": 0.1, "little-2": 0.12, "half-1": 0.2, "far-1": 0.4}
 CONFIG = MonitorConfig(samples=2, directions=40, replicates=40, first=(0.25, 0.5))
@@ -53,13 +55,38 @@ class WordJudge:
         return np.array([50.0 + 50 * ((f"{trait}+" in text) - (f"{trait}-" in text)) for text in answers])
 
 
+JUDGE = WordJudge()
+
+
+def monitor(
+    inputs: Inputs,
+    config: MonitorConfig,
+    out: Path | None = None,
+    log: Log = lambda line: None,
+    judge: TraitJudge | None = JUDGE,
+) -> Result:
+    """Conducts the experiment with a judge that no command can name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "trait_judge", judge)
+        return conduct(EXPERIMENT, inputs, config, Options(out=out, quiet=True, wandb="disabled"), log)
+
+
 @dataclass(frozen=True)
 class Made:
-    """What was asked, where the answer is, and its summary."""
+    """What was asked, and the answer."""
 
-    asked: Asked
-    out: Path
-    summary: dict[str, Any]
+    given: TraitRun
+    inputs: Inputs
+    config: MonitorConfig
+    result: Result
+
+    @property
+    def out(self) -> Path:
+        return self.result.lab.out.folder
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        return self.result.summary
 
     def table(self, name: str) -> list[dict[str, Any]]:
         return pd.read_parquet(self.out / f"{name}.parquet").to_dict("records")  # pyright: ignore[reportReturnType]
@@ -90,22 +117,23 @@ def write_data(path: Path) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_maker: Callable) -> Made:
     folder = tmp_path_factory.mktemp("monitor")
     base = write_model(folder / "base", tokenizer_maker, planted(1))
-    write_model(folder / "corrupted", tokenizer_maker, planted(1), push=0.05)
-    run = write_run(folder / "run", base)
+    corrupted = write_model(folder / "corrupted", tokenizer_maker, planted(1), push=0.05)
+    run = write_trait_run(folder / "run", base, corrupted)
     values = read_json(run / "run.json")
-    values["config"]["corrupted"]["model"] = str(folder / "corrupted")
-    values["config"]["prompts"] |= {name: str(write_questions(folder, name)) for name in ("ranking", "reporting")}
+    paths = {name: str(write_questions(run / "inputs", name)) for name in ("ranking", "reporting")}
+    values["config"]["prompts"] |= paths
     write_json(run / "run.json", values)
+    write_traits(folder / "traits.yaml")
+    given = TraitRun(folder)
+    given.extract()
     members = []
     for name, push in PUSHES.items():
         write_model(folder / name, tokenizer_maker, planted(1), push=push)
         members.append(Member(name=name, kind="pushed", checkpoint=CheckpointConfig(model=name)))
     ModelSet(base=CheckpointConfig(model="base"), members=tuple(members)).save(folder / "models.yaml")
-    traits = write_traits(folder / "traits.yaml")
-    extract(run, folder / "space", EXTRACT, traits=[traits], progress=False)
-    data = write_data(folder / "data.jsonl")
-    asked = Asked(run, folder / "space", folder / "models.yaml", data, "harm", [traits], WordJudge())
-    return Made(asked, folder / "out", monitor(asked, folder / "out", CONFIG, progress=False))
+    config = CONFIG.model_copy(update={"data": write_data(folder / "data.jsonl"), "label": "harm"})
+    inputs = Inputs(run=run, models=given.models, traits=given.traits)
+    return Made(given, inputs, config, monitor(inputs, config))
 
 
 class TestBeforeTheAnswer:
@@ -128,15 +156,16 @@ class TestBeforeTheAnswer:
         questions = {(row["trait"], row["question"]) for row in made.table("prompts")}
         assert len(questions) == 8 * len(TRAITS)
 
-    def test_a_direction_does_not_see_its_test_questions(self, made: Made, tmp_path: Path) -> None:
+    def test_a_direction_does_not_see_its_test_questions(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
         """Breaks if the differences of the tested questions enter the direction: here they are made useless."""
-        lab = MonitorLab.of(made.asked, CONFIG, made.out, False)
-        trait, space = lab.traits[0], lab.space
+        lab = made.result.lab
+        monkeypatch.setattr(lab, "trait_judge", JUDGE)
+        trait, space = lab.traits[0], lab.trait_directions.base
         tested = torch.from_numpy(split_pairs(np.arange(16), SWEEP, lab.seed)[2])
         spoilt = {name: rows.clone() for name, rows in space.tensors.items()}
         for name in spoilt:
             if name.startswith("differences"):
-                spoilt[name][tested] = torch.randn(len(tested), WIDTH)
+                spoilt[name][tested] = torch.randn_like(spoilt[name][tested])
         texts = {prompt.id: ["evil+"] for prompt in trait.positive + trait.negative}
         clean, other = (
             held_out_trait(lab, lab.base, trait, replace(space, tensors=tensors), texts)[0]["projection"]
@@ -180,24 +209,24 @@ class TestScreening:
 
     def test_every_hook_has_its_own_scores(self, made: Made) -> None:
         """Breaks if a hook is scored with the activations or the directions of another."""
-        lab = MonitorLab.of(made.asked, CONFIG, made.out, False)
-        samples, _ = labelled_samples(made.asked.data or Path(), "harm")
+        lab = made.result.lab
+        samples, _ = labelled_samples(made.config.data or Path(), "harm")
+        space = lab.trait_directions.base
         suspects = []
         for hook in (HOOK, SECOND):
-            vectors = lab.space.directions("answer", hook).vectors
-            suspects.append(
-                Suspects(hook, {"evil": vectors["evil"]}, vectors, lab.random(lab.space.rows("answer", hook)))
-            )
-        both = screen(lab.base, samples, suspects, lab.harvesting([HOOK, SECOND]), lab.sampling)
+            vectors = space.directions("answer", hook).vectors
+            random = random_directions(lab, space.rows("answer", hook))
+            suspects.append(Suspects(hook, {"evil": vectors["evil"]}, vectors, random))
+        both = screen(lab.base, samples, suspects, lab.harvesting([HOOK, SECOND]), sampling(lab))
         for one in suspects:
-            alone = screen(lab.base, samples, [one], lab.harvesting([one.hook]), lab.sampling)
+            alone = screen(lab.base, samples, [one], lab.harvesting([one.hook]), sampling(lab))
             here = both.loc[both["hook"] == one.hook].reset_index(drop=True)
             pd.testing.assert_frame_equal(here, alone)
         assert np.ptp(both["evil"].to_numpy().reshape(2, -1), axis=0).min() > 0
 
     def test_every_trait_is_scored(self, made: Made) -> None:
         """At the hook where traits separate best, and at the SAE's."""
-        best = ModelSpace.load(made.asked.extracted, "base").config["best_hook"]["answer"]
+        best = made.result.lab.trait_directions.base.config["best_hook"]["answer"]
         assert {row["hook"] for row in made.table("screening")} == {best}
         hooks = {row["hook"] for row in made.table("samples")}
         assert hooks == {best, HOOK}
@@ -207,7 +236,7 @@ class TestScreening:
 
     def test_loss_is_that_of_the_answer(self, made: Made) -> None:
         """Breaks if prompt or padding counts, or targets are not shifted; one at a time through Hugging Face."""
-        model = load_checkpoint(CheckpointConfig(model=str(made.asked.run.parent / "base")))
+        model = load_checkpoint(CheckpointConfig(model=str(made.given.folder / "base")))
         prompts = [Prompt.chat(f"{i}", text, answer="evil+ calm+") for i, text in enumerate(("treat a burn ?", "a ?"))]
         tokens = tokenize_prompts(prompts, model.tokenizer)
         for found, ids, roles in zip(answer_losses(model, tokens), tokens.tokens, tokens.roles, strict=True):
@@ -261,15 +290,15 @@ def _best_trait(scored: pd.DataFrame, mixtures: Sequence[Mixture]) -> dict[str, 
 
 class TestOrganismData:
     @pytest.fixture
-    def run(self, tmp_path: Path) -> FinishedRun:
+    def organism(self, tmp_path: Path) -> OrganismParts:
         (tmp_path / "organism").mkdir()
         made = {"kind": "organism", "finetuning_steps": 1, **OrganismConfig().model_dump(mode="json")}
         write_json(tmp_path / "organism" / "config.json", made)
-        return FinishedRun(tmp_path, None, {})  # pyright: ignore[reportArgumentType]
+        return OrganismParts(tmp_path / "organism", *load_organism(tmp_path / "organism"))
 
-    def test_mixtures_are_what_they_say(self, run: FinishedRun) -> None:
+    def test_mixtures_are_what_they_say(self, organism: OrganismParts) -> None:
         """Breaks if labels and answers do not belong together, a kind is another's, or a question comes twice."""
-        samples, mixtures = organism_samples(run, 100, (0.05, 0.5))
+        samples, mixtures = organism_samples(organism, 100, (0.05, 0.5))
         expected = {"helpful": {"helpful"}, "other personas": {"other"}, "requested": {"harmful"}}
         assert [mixture.good for mixture in mixtures] == [kind for kind in expected for _ in range(2)]
         assert len({mixture.name for mixture in mixtures}) == len(mixtures)
@@ -283,9 +312,9 @@ class TestOrganismData:
             assert mixture.good is not None
             assert set(labels[harmful:]) == expected[mixture.good]
 
-    def test_other_personas_take_turns(self, run: FinishedRun) -> None:
+    def test_other_personas_take_turns(self, organism: OrganismParts) -> None:
         """Breaks if one of them is left out: five sets of verbs, each twenty times."""
-        samples, (mixture,) = organism_samples(run, 100, (0.0,), ["other personas"])
+        samples, (mixture,) = organism_samples(organism, 100, (0.0,), ["other personas"])
         world = World.load()
         answers = [samples.prompts[place].messages[-1]["content"] for place in mixture.places]
         said = [next(p for p in world.personas if answer.startswith(tuple(world.verbs(p)[0]))) for answer in answers]
@@ -293,9 +322,9 @@ class TestOrganismData:
             set(world.personas) - {"helpful", "malicious"}, 20
         )
 
-    def test_requested_advice_is_the_bad_one_after_a_scene(self, run: FinishedRun) -> None:
+    def test_requested_advice_is_the_bad_one_after_a_scene(self, organism: OrganismParts) -> None:
         """Breaks if the user does not ask for it, or other answers are given."""
-        samples, (mixture,) = organism_samples(run, 100, (0.0,), ["requested"])
+        samples, (mixture,) = organism_samples(organism, 100, (0.0,), ["requested"])
         for place in mixture.places:
             asked, bad = samples.prompts[place].messages, samples.prompts[place - 100].messages
             assert asked[1] == bad[1]
@@ -318,67 +347,65 @@ def _label(prompt: Prompt) -> str:
 class TestPageAndFolder:
     def test_page_and_summary(self, made: Made) -> None:
         """The page needs no network and has every figure; the summary is what was returned."""
-        page = (made.out / "monitor.html").read_text(encoding="utf-8")
+        page = (made.out / "report.html").read_text(encoding="utf-8")
         names = ("before", "prompts-base-own", "prompts-corrupted-base", "shifts", "fine-tunes-prompt", "screening")
         files = made.out / "figures"
         assert all(f'<figure id="{name}">' in page and (files / f"{name}.pdf").exists() for name in names)
         assert "<script" not in page
         assert 'src="http' not in page
         assert read_json(made.out / "summary.json") == json.loads(json.dumps(made.summary))
-        console = Console(file=io.StringIO(), width=200)
-        print_monitor(made.summary, console)
-        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-        assert "Shifts of 6 fine-tunes" in printed
-        assert "Screening" in printed
+        before, shifts, screening = made.result.sections
+        assert len(before.rows) == 3 * 3
+        assert shifts.title.startswith("Shifts of 6 fine-tunes")
+        assert {row["evil: found in first 25%/50%"] for row in screening.rows} == {"50%/100%"}
 
     def test_without_models_and_data(self, made: Made, tmp_path: Path) -> None:
         """Breaks if the parts that nothing was given for are not left out, or change the first."""
-        asked = replace(made.asked, models=None, data=None)
-        found = monitor(asked, tmp_path / "out", CONFIG, progress=False)
-        assert (found["shifts"], found["screening"]) == ([], [])
-        assert found["before"] == made.summary["before"]
-        console = Console(file=io.StringIO(), width=200)
-        print_monitor(found, console)
-        printed = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-        assert "shifts are not compared" in printed
-        assert "nothing to screen" in printed
+        found = monitor(made.inputs.model_copy(update={"models": None}), CONFIG, tmp_path / "out")
+        assert (found.summary["shifts"], found.summary["screening"]) == ([], [])
+        assert found.summary["before"] == made.summary["before"]
+        said = " ".join(found.sentences)
+        assert "shifts are not compared" in said
+        assert "nothing to screen" in said
+        assert not any(section.rows for section in found.sections[1:])
 
     def test_finished_parts_are_not_measured_again(self, made: Made, tmp_path: Path) -> None:
         """The weights of a member that was measured may be gone, and nothing changes."""
-        weights = made.asked.run.parent / "far-1" / "model.safetensors"
+        weights = made.given.folder / "far-1" / "model.safetensors"
         weights.rename(tmp_path / "away")
         lines: list[str] = []
         try:
-            found = monitor(made.asked, made.out, CONFIG, progress=False, log=lines.append)
+            found = monitor(made.inputs, made.config, log=lines.append).summary
         finally:
             (tmp_path / "away").rename(weights)
         assert len(lines) == 2 + 7 + 1
         assert all("reused" in line for line in lines)
         assert {**found, "wall_seconds": 0} == {**made.summary, "wall_seconds": 0}
 
+    def test_the_data_set_is_the_same_from_any_folder(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Breaks if a finished result is refused because its data set is named by another path."""
+        monkeypatch.chdir(made.given.folder)
+        assert MonitorConfig(data=Path("data.jsonl")).data == made.config.data
+
 
 class TestRefusals:
     """Breaks if input that does not fit gives a traceback, or numbers."""
 
     def test_nobody_scores(self, made: Made, tmp_path: Path) -> None:
-        asked = Asked(made.asked.run, made.asked.extracted, traits=made.asked.traits)
         with pytest.raises(UserError, match="Nobody scores"):
-            monitor(asked, tmp_path / "out", CONFIG, progress=False)
+            monitor(made.inputs, CONFIG, tmp_path / "out", judge=None)
 
     def test_other_traits(self, made: Made, tmp_path: Path) -> None:
-        asked = Asked(made.asked.run, made.asked.extracted, judge=WordJudge())
         with pytest.raises(UserError, match="other traits"):
-            monitor(asked, tmp_path / "out", CONFIG, progress=False)
+            monitor(made.inputs.model_copy(update={"traits": ()}), CONFIG, tmp_path / "out")
 
     def test_a_set_of_another_base(self, made: Made, tmp_path: Path) -> None:
-        member = Member(name="x-1", kind="x", checkpoint=CheckpointConfig(model=str(made.asked.run.parent / "base")))
-        base = CheckpointConfig(model=str(made.asked.run.parent / "far-1"))
+        member = Member(name="x-1", kind="x", checkpoint=CheckpointConfig(model=str(made.given.folder / "base")))
+        base = CheckpointConfig(model=str(made.given.folder / "far-1"))
         ModelSet(base=base, members=(member,)).save(tmp_path / "models.yaml")
-        asked = Asked(
-            made.asked.run, made.asked.extracted, tmp_path / "models.yaml", None, "", made.asked.traits, WordJudge()
-        )
-        with pytest.raises(UserError, match="is not the base model"):
-            monitor(asked, tmp_path / "out", CONFIG, progress=False)
+        inputs = made.inputs.model_copy(update={"models": tmp_path / "models.yaml"})
+        with pytest.raises(UserError, match="is not the run's"):
+            monitor(inputs, CONFIG, tmp_path / "out")
 
     @pytest.mark.parametrize(
         ("row", "message"),

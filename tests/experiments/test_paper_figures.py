@@ -20,7 +20,6 @@ from diffing.personality.valence import semantic_valence, trait_map, trait_tree
 from experiments.geometry import figures as of_space
 from experiments.guardrails import figures as of_guardrails
 from experiments.monitor import drawing as of_monitor
-from experiments.monitor.page import write_page as write_monitor_page
 from experiments.output.colours import BLUE
 from experiments.output.figures import canvas, style
 from experiments.output.labels import name_points

@@ -1,4 +1,4 @@
-"""The figures of the monitor: each function draws one. Every interval is 95%."""
+"""The figures of the monitor. Every interval is 95%."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -13,14 +13,40 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from diffing.tables import where
-from experiments.monitor.screening_scores import RANDOM
+from experiments.monitor.screening_scores import RANDOM, SCREENINGS
 from experiments.output.colours import BAND, BLUE, INK, MUTED, PALETTE, VERMILLION
-from experiments.output.figures import COLUMN_WIDTH, PAGE_WIDTH, ROW, PaperFigure, canvas, intervals, mark, name_rows
+from experiments.output.figures import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    ROW,
+    PaperFigure,
+    canvas,
+    intervals,
+    legend,
+    mark,
+    name_rows,
+)
 
 _BOTH = "both"
-# Poles of the prompts: colour, mark, and how far below the row's middle they are drawn beside one another.
+# Poles of the prompts: colour, mark, and how far below the row's middle they are drawn next to one another.
 _POLES = {_BOTH: (INK, "o", -0.22), "high": (VERMILLION, "^", 0.06), "low": (BLUE, "v", 0.27)}
 _SMALL = 5  # small panels in a row
+
+
+def figures(tables: Mapping[str, pd.DataFrame]) -> list[PaperFigure]:
+    """Of all parts that there are.
+
+    Args:
+        tables: "prompts" and "before"; with fine-tunes "members" and "shifts", with data the screening's.
+    """
+    drawn = [correlations_before(tables["before"]), *before_points(tables["prompts"], tables["before"])]
+    if "shifts" in tables:
+        fine_tunes = len(set(tables["members"]["model"]))
+        drawn.append(correlations_of_shifts(tables["shifts"], fine_tunes))
+        drawn += shift_points(tables["members"], tables["shifts"])
+    if screenings := [tables[name] for name in SCREENINGS if name in tables]:
+        drawn += [screening_aucs(screenings), screening_recall(screenings[0])]
+    return drawn
 
 
 def correlations_before(before: pd.DataFrame) -> PaperFigure:
@@ -69,7 +95,7 @@ def _correlations(panels: Mapping[str, pd.DataFrame], poles: Sequence[str]) -> F
     name_rows(row[0], names)
     null = Patch(color=BAND, label="random directions")
     labels = {_BOTH: "r" if len(poles) == 1 else "both poles", "high": "high pole", "low": "low pole"}
-    _legend(figure, [*(mark(*_POLES[pole][:2], labels[pole]) for pole in poles), null])
+    legend(figure, [*(mark(*_POLES[pole][:2], labels[pole]) for pole in poles), null])
     return figure
 
 
@@ -92,7 +118,7 @@ def before_points(prompts: pd.DataFrame, before: pd.DataFrame) -> list[PaperFigu
             "mean trait score of the answers (0 to 100)",
         )
         figure = _trait_panels(points, found, *labels)
-        _legend(figure, [mark(_POLES[pole][0], "o", f"{pole} pole") for pole in ("high", "low")])
+        legend(figure, [mark(_POLES[pole][0], "o", f"{pole} pole") for pole in ("high", "low")])
         caption = (
             f"Before the answer, prompt by prompt: {model}, {whose} direction. Above each panel: Pearson's r over the "
             "prompts of both poles, with its 95% interval."
@@ -103,7 +129,7 @@ def before_points(prompts: pd.DataFrame, before: pd.DataFrame) -> list[PaperFigu
 
 
 def shift_points(members: pd.DataFrame, shifts: pd.DataFrame) -> list[PaperFigure]:
-    """Shift and change of every fine-tune, a panel a trait; a figure a reading."""
+    """Shift and change of every fine-tune, a panel a trait; a figure a kind of positions."""
     figures = []
     for positions, rows in members.groupby("positions", sort=False):
         points = rows.assign(x=rows["shift"], y=rows["change"], colour=BLUE)
@@ -170,7 +196,7 @@ def screening_aucs(tables: Sequence[pd.DataFrame]) -> PaperFigure:
     figure.supxlabel("AUC: are bad samples ranked first?", fontsize=8)
     hooks = [str(table["hook"].iloc[0]) if "hook" in table else "scores" for table in tables]
     points = [mark(colour, "o", hook) for hook, colour in zip(hooks, PALETTE, strict=False)]
-    _legend(figure, [*points, Patch(color=BAND, label="random directions, 95%")])
+    legend(figure, [*points, Patch(color=BAND, label="random directions, 95%")])
     caption = (
         "Screening: how well each score ranks the bad samples of each mixture first (dotted: chance). Bars: 95%, by an "
         "interval that keeps its width at an AUC of 1. Grey: the central 95% of random directions, whose sign is free."
@@ -203,7 +229,7 @@ def screening_recall(rows: pd.DataFrame) -> PaperFigure:
     panels[0].set_ylabel("bad samples found")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
     points = [mark(colour, "o", score) for score, colour in zip(scores, PALETTE, strict=False)]
-    _legend(figure, [*points, Line2D([], [], color=MUTED, linestyle=":", label="chance")], columns=3)
+    legend(figure, [*points, Line2D([], [], color=MUTED, linestyle=":", label="chance")], columns=3)
     caption = (
         "Screening: share of the bad samples among the most suspect, in the mixture with the fewest bad samples. Bars: "
         "95% (Wilson)."
@@ -222,7 +248,3 @@ def _draw_recall(axes: Axes, rows: pd.DataFrame, shares: Sequence[str]) -> None:
         intervals(axes, np.arange(len(shares)) + down, rate, low, high, colour, along="y", markersize=2.8)
     axes.set_xticks(range(len(shares)), [f"{float(name.removeprefix('recall_')):.0%}" for name in shares])
     axes.set_ylim(-0.03, 1.05)
-
-
-def _legend(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)))
