@@ -51,15 +51,20 @@ class CellResult:
 
 
 @dataclass(frozen=True)
-class Half:
-    """Questions of the selection or of the reporting half."""
+class QuestionSet:
+    """Questions that belong together: the selection half, the reporting half, questions of fact, ..."""
 
     name: str
     questions: Sequence[Prompt]
 
 
 def run_cells(
-    bench: Bench, checkpoint: Checkpoint, cells: Sequence[Cell], half: Half, transcripts: Path, progress: bool = True
+    bench: Bench,
+    checkpoint: Checkpoint,
+    cells: Sequence[Cell],
+    half: QuestionSet,
+    transcripts: Path,
+    progress: bool = True,
 ) -> list[CellResult]:
     """Observes the behaviour under every cell.
 
@@ -151,7 +156,7 @@ def _rows(vectors: Sequence[Float[Tensor, "d_model"]], bench: Bench) -> Float[Te
     return torch.stack(list(vectors)).to(bench.sae.device)
 
 
-def _write(transcripts: Path, head: Mapping[str, Any], half: Half, records: Sequence[Record]) -> None:
+def _write(transcripts: Path, head: Mapping[str, Any], half: QuestionSet, records: Sequence[Record]) -> None:
     lines = [
         json.dumps({**head, "question": q.id, **record}) for q, record in zip(half.questions, records, strict=True)
     ]
@@ -159,7 +164,7 @@ def _write(transcripts: Path, head: Mapping[str, Any], half: Half, records: Sequ
         file.write("".join(line + "\n" for line in lines))
 
 
-def _recorded(transcripts: Path, half: Half, behavior: Behavior) -> dict[_Key, LabelCounts]:
+def _recorded(transcripts: Path, half: QuestionSet, behavior: Behavior) -> dict[_Key, LabelCounts]:
     """Counts of the cells whose every question stands in the transcripts (a killed run may have left a part)."""
     if not transcripts.exists():
         return {}

@@ -14,7 +14,7 @@ from activations.checkpoint import Checkpoint
 from diffing.behavior.rates import BehaviorScores, score
 from diffing.steering.arms import Arm, Cell, untouched
 from diffing.steering.config import Operation, ProofConfig
-from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
+from diffing.steering.experiment import Bench, CellResult, QuestionSet, results_table, run_cells
 from diffing.steering.verdict import (
     Evidence,
     find,
@@ -89,14 +89,14 @@ class Pair:
     folder: Path
     progress: bool = True
 
-    def run(self, checkpoint: Checkpoint, half: Half, cells: Sequence[Cell]) -> list[CellResult]:
+    def run(self, checkpoint: Checkpoint, half: QuestionSet, cells: Sequence[Cell]) -> list[CellResult]:
         transcripts = self.folder / f"{checkpoint.role}_{half.name}.jsonl"
         return run_cells(self.bench, checkpoint, cells, half, transcripts, self.progress)
 
     def search(
         self,
         checkpoint: Checkpoint,
-        half: Half,
+        half: QuestionSet,
         arms: Sequence[Arm],
         operation: Operation,
         budget: float,
@@ -129,7 +129,9 @@ class Pair:
         return sorted(found, key=lambda r: r.cell.strength)
 
 
-def prove(pair: Pair, candidates: Candidates, selection: Half, reporting: Half, config: ProofConfig) -> Proof:
+def prove(
+    pair: Pair, candidates: Candidates, selection: QuestionSet, reporting: QuestionSet, config: ProofConfig
+) -> Proof:
     """Runs the experiment.
 
     Args:
@@ -176,7 +178,7 @@ def prove(pair: Pair, candidates: Candidates, selection: Half, reporting: Half, 
 
 def _report(
     pair: Pair,
-    half: Half,
+    half: QuestionSet,
     evidence: Sequence[Evidence],
     toxic: Evidence | None,
     controls: Sequence[Arm],
@@ -198,7 +200,7 @@ def _report(
     return pair.run(pair.base, half, in_base), pair.run(pair.corrupted, half, in_corrupted)
 
 
-def _joined(parts: Sequence[tuple[Sequence[CellResult], Checkpoint, Half]]) -> pd.DataFrame:
+def _joined(parts: Sequence[tuple[Sequence[CellResult], Checkpoint, QuestionSet]]) -> pd.DataFrame:
     tables = [results_table(results, model.role, half.name) for results, model, half in parts]
     return pd.concat(tables, ignore_index=True)
 

@@ -30,7 +30,7 @@ from diffing.statistics.bootstrap import resampled_ratio
 from diffing.statistics.intervals import Estimate, percentile_interval
 from diffing.steering.arms import Arm, Cell
 from diffing.steering.config import Operation
-from diffing.steering.experiment import Bench, Half, run_cells
+from diffing.steering.experiment import Bench, QuestionSet, run_cells
 
 Direction = Mapping[str, Float[Tensor, "d_model"]]  # by hook: a unit vector at every layer
 
@@ -100,7 +100,12 @@ class Layers:
 
 
 def run_treatments(
-    layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: Half, folder: Path, progress: bool = True
+    layers: Layers,
+    checkpoint: Checkpoint,
+    treated: Sequence[Treated],
+    half: QuestionSet,
+    folder: Path,
+    progress: bool = True,
 ) -> list[LabelCounts]:
     """Observes the behaviour under every treatment; what `folder` holds already is not observed again.
 
@@ -159,7 +164,7 @@ def _groups(treated: Sequence[Treated]) -> dict[tuple[Reach, str], list[int]]:
 
 
 def _at_one_layer(
-    layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: Half, transcripts: Path
+    layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: QuestionSet, transcripts: Path
 ) -> list[LabelCounts]:
     """All of them in batched generations."""
     hook = treated[0].treatment.hook
@@ -170,7 +175,7 @@ def _at_one_layer(
 
 
 def _at_all_layers(
-    layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: Half, transcripts: Path
+    layers: Layers, checkpoint: Checkpoint, treated: Sequence[Treated], half: QuestionSet, transcripts: Path
 ) -> list[LabelCounts]:
     """Likewise: a cell acts at one hook, so its arm holds the vectors of all hooks, and `_AllLayers` deals them out."""
     cells = []

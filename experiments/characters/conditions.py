@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from activations.errors import UserError
 from activations.prompts import Prompt
-from diffing.steering.experiment import Half
+from diffing.steering.experiment import QuestionSet
 from diffing.traits import TraitSet
 from experiments.organism.config import CorpusConfig
 from experiments.organism.world import HELPFUL, World
@@ -38,9 +38,9 @@ class Condition:
         """Name in tables and of transcripts."""
         return f"{self.name} {self.trait}".strip()
 
-    def told(self, half: Half) -> Half:
+    def told(self, half: QuestionSet) -> QuestionSet:
         """Questions under this condition, under a name of their own."""
-        return Half(f"{half.name} {self.label}", self.ask(half.questions))
+        return QuestionSet(f"{half.name} {self.label}", self.ask(half.questions))
 
     def ask(self, questions: Sequence[Prompt]) -> list[Prompt]:
         """The questions under this condition, with the same ids.

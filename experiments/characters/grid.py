@@ -11,7 +11,7 @@ from diffing.behavior.judge import Label
 from diffing.behavior.rates import label_tally
 from diffing.behavior.trait_judge import TraitJudge
 from diffing.statistics.clustered import Tally, mean_interval
-from diffing.steering.experiment import Half
+from diffing.steering.experiment import QuestionSet
 from experiments.characters.cast import Actor, Group
 from experiments.characters.conditions import NONE, Condition
 from experiments.frame.trials import Trials
@@ -61,7 +61,7 @@ class Scoring:
     judge: TraitJudge
 
     @cached_property
-    def capability(self) -> tuple[Half, Trials] | None:
+    def capability(self) -> tuple[QuestionSet, Trials] | None:
         """Questions of fact with trials that count exact answers; None if the run has none."""
         return self.trials.capability()
 

@@ -27,7 +27,7 @@ from diffing.behavior.trait_judge import TraitJudge
 from diffing.directions.persona_directions import PersonaDirections
 from diffing.personality.trait_directions import TraitDirections
 from diffing.ranking.feature_ranking import FeatureRanking
-from diffing.steering.experiment import Bench, Half
+from diffing.steering.experiment import Bench, QuestionSet
 from diffing.traits import load_traits
 from diffing.traits.prompts import TraitPrompts, set_traits
 from experiments.frame.experiment import ExperimentConfig
@@ -243,16 +243,16 @@ class Lab(Generic[C]):
         return {hook: self.base_reading.read(hook, PROMPT_ROLES) for hook in self.hooks}
 
     @cached_property
-    def selection(self) -> Half:
+    def selection(self) -> QuestionSet:
         """The questions that strengths and latents are chosen on."""
         return self._questions(SELECTION)
 
     @cached_property
-    def reporting(self) -> Half:
+    def reporting(self) -> QuestionSet:
         """The questions that published numbers come from."""
         return self._questions(REPORTING)
 
-    def capability(self, samples: int) -> tuple[Half, SampledAnswers] | None:
+    def capability(self, samples: int) -> tuple[QuestionSet, SampledAnswers] | None:
         """Questions of fact without their answers, and how exact answers to them count; None if the run has none.
 
         Raises:
@@ -263,7 +263,7 @@ class Lab(Generic[C]):
             return None
         questions, judge = exact_questions(load_prompts(path))
         sampling = steering.sampling.model_copy(update={"samples": samples, "seed": self.seed})
-        return Half(CAPABILITY, questions), SampledAnswers(judge, sampling)
+        return QuestionSet(CAPABILITY, questions), SampledAnswers(judge, sampling)
 
     def behavior(self, samples: int) -> Behavior:
         """How the run measured behaviour, with another number of answers to each question.
@@ -331,10 +331,10 @@ class Lab(Generic[C]):
         tokens = max_new_tokens or (steering.sampling.max_new_tokens if steering else 200)
         return SamplingConfig(samples=samples, max_new_tokens=tokens, seed=self.seed)
 
-    def _questions(self, name: str) -> Half:
+    def _questions(self, name: str) -> QuestionSet:
         self.run.require_behavior()
         path = getattr(self.run.config.prompts, name)
-        return Half(name, load_prompts(path))
+        return QuestionSet(name, load_prompts(path))
 
     def _measure_one(
         self, name: str, checkpoint: CheckpointConfig, folder: Path, measure: Callable[[Checkpoint, Path], None]

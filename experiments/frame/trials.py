@@ -17,7 +17,7 @@ from diffing.behavior.rates import BehaviorScores, LabelCounts, score
 from diffing.directions.random_directions import covariance_directions, isotropic_directions
 from diffing.statistics.intervals import Estimate
 from diffing.steering.arms import untouched
-from diffing.steering.experiment import Half, run_cells
+from diffing.steering.experiment import QuestionSet, run_cells
 from diffing.steering.transfer import Direction, Layers, Treated, Treatment, run_treatments, share_removed
 from experiments.names import BASE, COVARIANCE, ISOTROPIC
 
@@ -106,19 +106,19 @@ class Trials:
         """What treatments at all layers share."""
         return Layers.of(self.lab.base_reading, self.lab.sae, self.behavior)
 
-    def capability(self) -> "tuple[Half, Trials] | None":
+    def capability(self) -> "tuple[QuestionSet, Trials] | None":
         """The run's questions of fact, and trials that count exact answers to them; None if the run has none."""
         found = self.lab.capability(self.behavior.answers)
         return None if found is None else (found[0], replace(self, behavior=found[1]))
 
-    def untouched(self, model: Checkpoint, half: Half) -> LabelCounts:
+    def untouched(self, model: Checkpoint, half: QuestionSet) -> LabelCounts:
         """Label counts of a model as it is."""
         transcripts = self.folder(model.role, half) / "untouched.jsonl"
         transcripts.parent.mkdir(parents=True, exist_ok=True)
         bench = self.lab.bench(self.behavior)
         return run_cells(bench, model, [untouched(model.d_model)], half, transcripts, progress=False)[0].counts
 
-    def records(self, name: str, half: Half) -> list[Record]:
+    def records(self, name: str, half: QuestionSet) -> list[Record]:
         """What an untouched model said to each question, and the labels; after `untouched`."""
         transcripts = self.folder(name, half) / "untouched.jsonl"
         found = map(json.loads, transcripts.read_text(encoding="utf-8").splitlines())
@@ -126,14 +126,14 @@ class Trials:
         by_question = {record["question"]: record for record in found}
         return [by_question[question.id] for question in half.questions]
 
-    def answers(self, name: str, half: Half) -> Iterator[tuple[Prompt, Label]]:
+    def answers(self, name: str, half: QuestionSet) -> Iterator[tuple[Prompt, Label]]:
         """The same as answered questions, each under an id of its own, with their labels."""
         for question, record in zip(half.questions, self.records(name, half), strict=True):
             for place, (text, label) in enumerate(zip(record["answers"], record["labels"], strict=True)):
                 yield replace(question, id=f"{question.id} ({name} {place})", answer=text), Label(label)
 
     def treat(
-        self, model: Checkpoint, half: Half, pairs: Sequence[tuple[NamedDirection, Treatment]]
+        self, model: Checkpoint, half: QuestionSet, pairs: Sequence[tuple[NamedDirection, Treatment]]
     ) -> list[TreatmentOutcome]:
         """Outcomes of treatments with directions, in order."""
         plain, folder = self.untouched(model, half), self.folder(model.role, half)
@@ -158,6 +158,6 @@ class Trials:
             for number in range(count)
         ]
 
-    def folder(self, name: str, half: Half) -> Path:
+    def folder(self, name: str, half: QuestionSet) -> Path:
         """Where a model's answers to a set of questions are kept."""
         return self.lab.out.folder / "transcripts" / name / half.name

@@ -14,7 +14,7 @@ from diffing.directions.decompose import decompose
 from diffing.geometry import unit_rows
 from diffing.steering.arms import Arm, Cell, untouched
 from diffing.steering.config import Operation
-from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
+from diffing.steering.experiment import Bench, CellResult, QuestionSet, results_table, run_cells
 from diffing.steering.latent_sets import Parts, random_sets
 from diffing.steering.verdict import repaired
 from experiments.frame.experiment import Measured
@@ -74,14 +74,14 @@ class _Steering:
     def models(self) -> Mapping[str, Checkpoint]:
         return {role: self.lab.model(role) for role in OPERATIONS}
 
-    def steer(self, role: str, half: Half, arms: Sequence[Arm], strengths: Sequence[float]) -> list[CellResult]:
+    def steer(self, role: str, half: QuestionSet, arms: Sequence[Arm], strengths: Sequence[float]) -> list[CellResult]:
         """Every arm at every strength, after the untouched model."""
         model = self.models[role]
         cells = [Cell(arm, OPERATIONS[role], strength) for arm in arms for strength in strengths]
         transcripts = self.lab.out.folder / f"{role}_{half.name}.jsonl"
         return run_cells(self.bench, model, [untouched(model.d_model), *cells], half, transcripts, self.lab.progress)
 
-    def value(self, half: Half, arms: Sequence[Arm], strength: float) -> list[float]:
+    def value(self, half: QuestionSet, arms: Sequence[Arm], strength: float) -> list[float]:
         """Harmful answers that each arm brings to the base, and helpful instead of harmful ones in the corrupted."""
         added, subtracted = (self.steer(role, half, arms, [strength])[1:] for role in (BASE, CORRUPTED))
         return [score(a.counts).harmful + repaired(score(s.counts)) / 2 for a, s in zip(added, subtracted, strict=True)]

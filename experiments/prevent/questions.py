@@ -8,7 +8,7 @@ from activations.checkpoint import Checkpoint
 from activations.prompts import Prompt
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import LabelCounts, score
-from diffing.steering.experiment import Half
+from diffing.steering.experiment import QuestionSet
 from experiments.frame.lab import Lab
 from experiments.frame.trials import Trials
 from experiments.names import CAPABILITY, REPORTING, SELECTION
@@ -24,7 +24,7 @@ RATES = ("harmful", "low", "high", "helpful", "incoherent")
 class Questions:
     """The sets of questions, each with who asks them and judges the answers."""
 
-    halves: Sequence[tuple[Half, Trials]]
+    halves: Sequence[tuple[QuestionSet, Trials]]
 
     @classmethod
     def of(cls, lab: Lab[PreventionConfig]) -> Self:
@@ -35,7 +35,7 @@ class Questions:
         found = lab.capability(samples)
         assert found is not None  # every organism has questions of fact
         facts, exact = found
-        trained = Half(TRAINED, [prompt for prompt, _ in asked])
+        trained = QuestionSet(TRAINED, [prompt for prompt, _ in asked])
         trials = lab.trials(samples)
         return cls(
             [

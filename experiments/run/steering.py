@@ -14,7 +14,7 @@ from diffing.directions.persona_directions import PersonaDirections
 from diffing.ranking.feature_ranking import FeatureRanking
 from diffing.steering.arms import control_arms, direction_arm, latent_arms
 from diffing.steering.config import ControlsConfig, ProofConfig
-from diffing.steering.experiment import Bench, Half
+from diffing.steering.experiment import Bench, QuestionSet
 from diffing.steering.proof import Candidates, Pair, Proof, prove
 from experiments.names import REPORTING, SELECTION
 from experiments.run.config import RunConfig
@@ -76,6 +76,6 @@ class Steering:
         )
 
 
-def _half(name: str, path: Path | None) -> Half:
+def _half(name: str, path: Path | None) -> QuestionSet:
     assert path is not None  # RunConfig checks that steering has both halves
-    return Half(name, load_prompts(path))
+    return QuestionSet(name, load_prompts(path))

@@ -38,7 +38,7 @@ from diffing.behavior.sampling import sample_answers
 from diffing.interventions import AblateDirection, AblateLatent, Add, Cap, Intervention, Steered
 from diffing.steering.arms import CONTROL_KINDS, Arm, Cell, control_arms, direction_arm, latent_arms, untouched
 from diffing.steering.config import ControlsConfig, Operation, ProofConfig
-from diffing.steering.experiment import Bench, CellResult, Half, results_table, run_cells
+from diffing.steering.experiment import Bench, CellResult, QuestionSet, results_table, run_cells
 from diffing.steering.proof import INSIDE, Candidates, Pair, Proof, prove
 from diffing.steering.verdict import (
     Evidence,
@@ -374,7 +374,7 @@ class TestTranscripts:
         ]
 
     def run(self, bench: Bench, model: Checkpoint, file: Path) -> list[CellResult]:
-        return run_cells(bench, model, self.cells, Half("selection", questions()), file, progress=False)
+        return run_cells(bench, model, self.cells, QuestionSet("selection", questions()), file, progress=False)
 
     def answers(self, bench: Bench) -> SampledAnswers:
         assert isinstance(bench.behavior, SampledAnswers)
@@ -461,8 +461,8 @@ class TestProof:
     """A cause that is planted in the weights is found; a bigger shift that does nothing is not blamed."""
 
     HALVES = (
-        Half("selection", questions(8)),
-        Half("reporting", [Prompt.chat(f"r{i}", "treat salt ?") for i in range(8)]),
+        QuestionSet("selection", questions(8)),
+        QuestionSet("reporting", [Prompt.chat(f"r{i}", "treat salt ?") for i in range(8)]),
     )
 
     @pytest.fixture(scope="class")

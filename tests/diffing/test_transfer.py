@@ -18,14 +18,14 @@ from diffing.behavior.judge import Label, PatternJudge
 from diffing.behavior.measure import SampledAnswers
 from diffing.behavior.rates import LabelCounts
 from diffing.steering.config import Operation
-from diffing.steering.experiment import Half
+from diffing.steering.experiment import QuestionSet
 from diffing.steering.transfer import Direction, Layers, Reach, Treated, Treatment, run_treatments, share_removed
 
 HOOKS = tuple(f"blocks.{block}.hook_resid_post" for block in range(3))
 FIRST, _, LAST = HOOKS
 JUDGE = PatternJudge({Label.HARMFUL: (re.compile("bad"),), Label.HELPFUL: (re.compile("good"),)})
 BEHAVIOR = SampledAnswers(JUDGE, SamplingConfig(samples=2, max_new_tokens=2))
-HALF = Half("reporting", questions(3))
+HALF = QuestionSet("reporting", questions(3))
 
 
 def axis(number: int) -> torch.Tensor:
