@@ -87,7 +87,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "in training": f"{row['training_loss']:.3f}",
         "harmful": percent(row["harmful"]),
         "95% interval": percent_interval(row),
-        "prevented": "" if pd.isna(row["prevented"]) else f"{row['prevented']:.0%}",
+        "prevented": "" if pd.isna(row["prevented"]) else _share(row["prevented"]),
         **{name: percent(row[rate]) for name, rate in rates.items()},
         "capability": percent(row["capability"]),
     }
