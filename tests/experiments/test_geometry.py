@@ -1,6 +1,8 @@
 """The personality space of tiny real models whose traits' directions are planted."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from command import sae_diff
 from planted_models import HOOK
 from planted_traits import EVIL, TRAITS, TraitRun, write_trait_runs
+from planted_traits import SMALL as EXTRACT
 
 from activations.artefact import read_json
 from activations.errors import UserError
@@ -20,7 +24,9 @@ from experiments.frame.experiment import Result
 from experiments.frame.inputs import Inputs, Options
 from experiments.geometry.config import GeometryConfig
 from experiments.geometry.experiment import EXPERIMENT
+from experiments.model_set import ModelSet
 
+PAGES = Path(__file__).parents[2] / "docs" / "experiments"
 SMALL = GeometryConfig(permutations=50, replicates=20, draws=20, latents=2)
 
 
@@ -151,3 +157,29 @@ class TestRefusals:
         assert {**again, "wall_seconds": 0} == {**made.result.summary, "wall_seconds": 0}
         with pytest.raises(UserError, match="holds a run with another draws"):
             compare(made.given, SMALL.model_copy(update={"draws": 7}))
+
+
+class TestDocs:
+    def test_the_pages_run(self, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Commands and code of two pages, on the planted run in place of the quickstart's.
+
+        All commands run on a small organism in `test_traits_on_organism.py`.
+        """
+        quickstart = tmp_path / "runs" / "quickstart"
+        shutil.copytree(made.given.run, quickstart)
+        shutil.copytree(made.given.space, quickstart.with_name("quickstart-trait-directions"))
+        fine_tunes = ModelSet.load(made.given.models)
+        (tmp_path / "runs" / "fine-tunes").mkdir()
+        fine_tunes.save(tmp_path / "runs" / "fine-tunes" / "models.yaml")
+        shutil.copy(made.given.traits[0], tmp_path / "traits.yaml")
+        monkeypatch.chdir(tmp_path)
+        small = {"trait-directions": ["--traits", "traits.yaml", "--samples", "2"], "geometry": ["--draws", "5"]}
+        small["trait-directions"] += ["--splits", "10", "--rows", "40"]
+        small["trait-directions"] += [word for at in EXTRACT.positions for word in ("--positions", at)]
+        for name, options in small.items():
+            text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+            command = next(line for line in text.splitlines() if line.startswith(f"sae-diff {name} "))
+            done = sae_diff(*command.split()[1:], *options, "--quiet", "--wandb", "disabled")
+            assert done.returncode == 0, done.stderr
+            for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+                exec(compile(block, name, "exec"), {})

@@ -1,4 +1,4 @@
-"""Every command of the page about the personality space, in order, on a small organism in the quickstart's place."""
+"""Every command of the pages about traits, in order, on a small organism in the quickstart's place."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from experiments.organism.config import FineTune, FineTunesConfig
 from experiments.organism.fine_tunes import make_fine_tunes
 from experiments.run.config import RunConfig
 
-PAGE = Path(__file__).parents[2] / "docs" / "personality-space.md"
+PAGES = Path(__file__).parents[2] / "docs" / "experiments"
 # Fewer answers and models; the organism is too small to answer in sentences, so only prompts give directions.
 SMALL = {
-    "extract": ["--samples", "2"],
+    "trait-directions": ["--samples", "2"],
     "geometry": ["--draws", "5", "--positions", "prompt"],
     "guardrails": ["--samples", "1"],
     "monitor": ["--samples", "2"],
@@ -29,43 +29,33 @@ TUNES = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the page's commands were run."""
-    folder = tmp_path_factory.mktemp("personas")
+    """Where the pages' commands were run."""
+    folder = tmp_path_factory.mktemp("traits")
     (folder / "runs").mkdir()
     run_miniature(RunConfig.model_validate(miniature(folder / "judge.yaml")), folder / "runs" / "quickstart")
     config = FineTunesConfig(tunes=TUNES, seeds=1)
     make_fine_tunes(folder / "runs/quickstart/organism", folder / "runs/fine-tunes", config, progress=False)
-    commands = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("sae-diff ")]
-    assert len(commands) == len(SMALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for command in commands:
-            options = command.split()[1:]
-            done = sae_diff(*options, *SMALL[options[1]], "--quiet", "--wandb", "disabled")
+        for name, small in SMALL.items():
+            lines = (PAGES / f"{name}.md").read_text(encoding="utf-8").splitlines()
+            command = next(line for line in lines if line.startswith(f"sae-diff {name} "))
+            done = sae_diff(*command.split()[1:], *small, "--quiet", "--wandb", "disabled")
             assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.slow
-class TestThePage:
-    @pytest.mark.parametrize(
-        ("out", "page"),
-        [
-            ("personas", "directions"),
-            ("geometry", "personality"),
-            ("guardrails", "guardrails"),
-            ("monitor", "monitor"),
-            ("characters", "characters"),
-        ],
-    )
-    def test_every_command_leaves_page_summary_and_figures(self, folder: Path, out: str, page: str) -> None:
-        """Breaks if the page names a command that does not run, or one leaves no figure for a paper."""
-        made = folder / "runs" / f"quickstart-{out}"
-        assert "<script" not in (made / f"{page}.html").read_text(encoding="utf-8")
+class TestThePages:
+    @pytest.mark.parametrize("name", SMALL)
+    def test_every_command_leaves_page_summary_and_figures(self, folder: Path, name: str) -> None:
+        """Breaks if a page names a command that does not run, or one leaves no figure for a paper."""
+        made = folder / "runs" / f"quickstart-{name}"
+        assert "<script" not in (made / "report.html").read_text(encoding="utf-8")
         assert read_json(made / "summary.json")
-        names = {file.stem for file in (made / "figures").iterdir()}
-        assert names
-        assert all((made / "figures" / f"{name}.{form}").exists() for name in names for form in ("svg", "pdf", "png"))
+        figures = {file.stem for file in (made / "figures").iterdir()}
+        assert figures
+        assert all((made / "figures" / f"{f}.{form}").exists() for f in figures for form in ("svg", "pdf", "png"))
 
     def test_characters_learn_as_many_answers_each(self, folder: Path) -> None:
         """Eight fine-tunes of one seed; triggered ones take twice the steps, as half of their advice is helpful."""
