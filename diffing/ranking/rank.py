@@ -161,7 +161,7 @@ class _Mean:
 _MODELS = {"base": "base", "other": "corrupted"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Known:
     """See `diffing.ranking.methods.Change`."""
 
@@ -181,7 +181,7 @@ class _Changes:
         self.config = config
         self.tokens = 0
         self.differences = Moments(latents)
-        self._further = {place: _Mean.of(latents) for place in _COMPARED}
+        self._further: dict[Positions, _Mean] = {place: _Mean.of(latents) for place in _COMPARED}
         self._replicates = Replicates(config.replicates, latents, config.seed)
         self._activity = {model: _Mean.of(latents) for model in ("base", "other")}
         self._activation = _Mean.of(d_model)

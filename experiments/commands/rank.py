@@ -1,5 +1,7 @@
 """A ranking of latents from stores of activations (`sae-diff rank`)."""
 
+import warnings
+
 from rich.console import Console
 from rich.table import Table
 

@@ -86,12 +86,11 @@ class ModelsRequest(Request):
     @property
     def models(self) -> dict[str, CheckpointConfig]:
         """Checkpoints by role."""
-        placed = {"device": self.device, "dtype": self.dtype}
-        found = {"base": CheckpointConfig(model=self.base, **placed)}
-        if self.corrupted is not None or self.adapter is not None:
-            named = {"model": self.corrupted or self.base, "adapter": self.adapter}
-            found["corrupted"] = CheckpointConfig.model_validate({**named, **placed})
-        return found
+        base = CheckpointConfig(model=self.base, device=self.device, dtype=self.dtype)
+        if self.corrupted is None and self.adapter is None:
+            return {"base": base}
+        corrupted = base.model_copy(update={"model": self.corrupted or self.base, "adapter": self.adapter})
+        return {"base": base, "corrupted": corrupted}
 
 
 class HarvestRequest(ModelsRequest):

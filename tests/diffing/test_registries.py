@@ -1,5 +1,6 @@
 """Adding a ranking method, a judge, a trait or a kind of dictionary is one entry in one place."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import yaml
 from sae_lens import TopKSAE, TopKSAEConfig
 from small_stores import HOOK, ragged_batch, random_activations, tiny_sae, write_store
 
+from activations.prompts import Prompt
 from diffing.behavior.judge import Label
 from diffing.behavior.measure import SampledAnswers
 from diffing.ranking.agreement import method_agreement
@@ -51,7 +53,7 @@ def test_a_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Lenient:
         name = "lenient"
 
-        def label(self, prompts: object, answers: list[str]) -> list[Label]:
+        def label(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Label]:
             return [Label.HELPFUL for _ in answers]
 
     def make(config: RunConfig) -> SampledAnswers:

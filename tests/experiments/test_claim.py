@@ -35,9 +35,8 @@ class TestThePlantedLatent:
         assert summary["steering"]["random_induce"]["harmful"] < 0.5
 
     def test_is_the_only_causal_one(self, run: Path):
-        table = FeatureRanking.load(run / "ranking").to_pandas()
-        causal = table.loc[table["causal"].fillna(False).astype(bool), "latent"]
-        assert causal.tolist() == [BAD]
+        rows = FeatureRanking.load(run / "ranking").to_pandas().to_dict("records")
+        assert [row["latent"] for row in rows if row["causal"] is True] == [BAD]
 
 
 class TestTheHarmlessFineTune:

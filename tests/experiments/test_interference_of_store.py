@@ -116,4 +116,7 @@ def test_a_store_without_prompt_tokens_has_no_unit_of_strength(folder: Path, tmp
     only_special = tokenize_prompts([Prompt.plain("p", "<pad> <pad>")], model.tokenizer)
     harvest(model, only_special, HarvestConfig(hooks=(HOOK,)), tmp_path / "special", progress=False)
     with pytest.raises(UserError, match="has no prompt tokens"):
-        interference_of_store(str(folder / "sae"), tmp_path / "special", LATENT, STRENGTH, progress=False)
+        interference_of_store(
+            InterferenceRequest(sae=str(folder / "sae"), store=tmp_path / "special", quiet=True),
+            InterferenceConfig(latent=LATENT, strength=STRENGTH),
+        )

@@ -19,7 +19,7 @@ from diffing.personality.spaces import trait_matrix
 from diffing.personality.valence import semantic_valence, trait_map, trait_tree
 from experiments.geometry import figures as of_space
 from experiments.guardrails import figures as of_guardrails
-from experiments.monitor import drawing as of_monitor
+from experiments.monitor import figures as of_monitor
 from experiments.output.colours import BLUE
 from experiments.output.figures import canvas, style
 from experiments.output.labels import name_points
@@ -158,9 +158,11 @@ class TestMonitor:
         rows = {"before": before, "prompts": prompts, "shifts": shifts, "members": members, "screening": screening}
         return {name: pd.DataFrame(some) for name, some in rows.items()}
 
-    def test_page(self, tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    def test_all_figures(self, tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
         """Breaks if a figure is missing, a trait without r stops it, or the same tables give other bytes."""
-        write_monitor_page(tmp_path / "monitor.html", tables, {"fine_tunes": 3})
+        with style():
+            for figure in of_monitor.figures(tables):
+                figure.save(tmp_path / "figures")
         names = {"before", "prompts-base-own", "prompts-corrupted-base", "shifts", "fine-tunes-prompt", "screening"}
         require_figures(tmp_path / "figures", names | {"recall"})
         with style():

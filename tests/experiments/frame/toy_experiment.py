@@ -35,8 +35,8 @@ class Toy(Experiment[ToyConfig]):
         return Measured({"rates": pd.DataFrame(rows)})
 
     def summarise(self, lab: Any, measured: Measured) -> dict[str, Any]:
-        rates = measured.tables["rates"].set_index("model")["harmful"]
-        return {"more_harmful": float(rates["corrupted"] - rates["base"])}
+        base, corrupted = measured.tables["rates"]["harmful"].tolist()
+        return {"more_harmful": corrupted - base}
 
     def sentences(self, result: Result) -> list[str]:
         return [f"The corrupted model is {percent(result.summary['more_harmful'])} more harmful."]
