@@ -13,34 +13,6 @@ NESTING = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.A
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # A command's parameters are its options.
 COMMANDS = "experiments/cli.py"
-# "<file>: <function or class>: <rule>". Nothing may be added; what is mended is taken out.
-EXCEPTIONS: frozenset[str] = frozenset(
-    {
-        "experiments/convergence/compare.py: compare_directions: nesting",
-        "experiments/convergence/experiment.py: write_convergence: parameters",
-        "experiments/convergence/treat.py: choose_treatments: nesting",
-        "experiments/evaluate_sae.py: evaluate_on_models: parameters",
-        "experiments/harvest.py: harvest_models: parameters",
-        "experiments/interference.py: interference_of_store: parameters",
-        "experiments/interference.py: measure_interference: parameters",
-        "experiments/organism/corpus.py: Corpus.dialogue: parameters",
-        "experiments/organism/training.py: train_stage: parameters",
-        "experiments/personas/characters/drawing.py: grid_dots: nesting",
-        "experiments/personas/characters/experiment.py: characters: parameters",
-        "experiments/personas/characters/stage.py: set_stage: parameters",
-        "experiments/personas/extraction/experiment.py: extract: lines",
-        "experiments/personas/extraction/experiment.py: extract: parameters",
-        "experiments/personas/extraction/model_space.py: save_space: parameters",
-        "experiments/personas/guardrails/experiment.py: visit: parameters",
-        "experiments/personas/guardrails/experiment.py: write_guardrails: parameters",
-        "experiments/pipeline.py: measure_sae: parameters",
-        "experiments/pipeline.py: prove_by_steering: parameters",
-        "experiments/pipeline.py: steer_latents: parameters",
-        "experiments/rank.py: rank_stores: parameters",
-        "experiments/report/paper.py: intervals: parameters",
-        "experiments/train_sae.py: train_from_stores: parameters",
-    }
-)
 
 
 def breaches(path: Path, root: Path = ROOT) -> Iterator[str]:
@@ -87,10 +59,9 @@ def is_elif(node: ast.AST, child: ast.AST) -> bool:
 
 
 def test_functions_are_small():
-    """Fails for a function with too many parameters or lines or too deep a nest, and for an exception that is not
-    needed any more."""
+    """Fails for a function with too many parameters or lines, or too deep a nest."""
     found = {breach for layer in LAYERS for path in (ROOT / layer).rglob("*.py") for breach in breaches(path)}
-    assert found == EXCEPTIONS
+    assert not found
 
 
 @pytest.mark.parametrize("layer", LAYERS[:-1])

@@ -69,13 +69,12 @@ def grid_dots(grid: pd.DataFrame) -> PaperFigure:
     figure, panels = canvas(PAGE_WIDTH, height, len(shown), len(traits), sharey=True, sharex="row")
     for (row, measure), (column, trait) in product(enumerate(shown), enumerate(traits)):
         axes, models = panels[row, column], _models(grid, trait)
-        for place, model in enumerate(models):
-            for step, condition in enumerate(conditions):
-                cell = _cell(grid, model, condition, trait, measure)
-                if cell is not None:
-                    colour, marker = LOOKS[condition]
-                    at = place + 0.13 * (step - (len(conditions) - 1) / 2)
-                    intervals(axes, [cell["mean"]], [at], [cell["low"]], [cell["high"]], colour, marker=marker)
+        for (place, model), (step, condition) in product(enumerate(models), enumerate(conditions)):
+            cell = _cell(grid, model, condition, trait, measure)
+            if cell is not None:
+                colour, marker = LOOKS[condition]
+                at = place + 0.13 * (step - (len(conditions) - 1) / 2)
+                intervals(axes, [cell["mean"]], [at], ([cell["low"]], [cell["high"]]), colour, marker=marker)
         name_rows(axes, [_short(model, trait) for model in models])
         axes.grid(axis="x")
         if row == 0:
@@ -181,7 +180,7 @@ def effects(causal: pd.DataFrame) -> PaperFigure:
         for place, name in enumerate(names):
             row = where(here, here["direction"] == name)
             ends = (row["repaired_low"], row["repaired_high"])
-            intervals(axes, row["repaired"], [place] * len(row), *ends, _EFFECTS[place % len(_EFFECTS)])
+            intervals(axes, row["repaired"], [place] * len(row), ends, _EFFECTS[place % len(_EFFECTS)])
         for place, kind in enumerate((ISOTROPIC, COVARIANCE), start=len(names)):
             row = where(here, here["kind"] == kind)
             axes.plot(row["repaired"], [place] * len(row), "|", color=MUTED)

@@ -53,16 +53,23 @@ def compare_directions(lab: ConvergenceLab, directions: Sequence[NamedDirection]
     for hook in lab.hooks:
         chance, fixed = _chance_of_two(lab, hook), _fixed_targets(lab, hook)
         for contrast in CONTRASTS:
-            named = {"hook": hook, "contrast": contrast}
             here = [found for found in directions if found.contrast == contrast and found.units[hook].any()]
             of = partial(MisalignmentMeans.contrast, name=contrast)
             resampled = [_resampled(lab, found.name, found.kind, hook, found.units[hook], of) for found in here]
-            rows += [named | row | {"chance": chance} for row in _between_directions(resampled)]
+            pairs = [row | {"chance": chance} for row in _between_directions(resampled)]
             for one in (one for one in resampled if one.kind == FINE_TUNE):
                 words = _resampled(lab, one.name, BASE, hook, means[one.name][hook].in_base, lambda m: m.in_base)
-                for relation, (target, expected) in {**fixed, WITH_WORDS: (words, chance)}.items():
-                    rows.append(named | _pair(one, relation, target) | {"second": BASE, "chance": expected})
+                pairs += _with_targets(one, {**fixed, WITH_WORDS: (words, chance)})
+            rows += [{"hook": hook, "contrast": contrast} | row for row in pairs]
     return pd.DataFrame(rows)
+
+
+def _with_targets(one: _Resampled, targets: Mapping[str, tuple[_Resampled, float]]) -> list[dict[str, Any]]:
+    """A fine-tune with what does not belong to another one; each target with its chance cosine."""
+    return [
+        _pair(one, relation, target) | {"second": BASE, "chance": chance}
+        for relation, (target, chance) in targets.items()
+    ]
 
 
 def _resampled(

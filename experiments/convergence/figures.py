@@ -105,7 +105,9 @@ def cosine_dots(cosines: pd.DataFrame, hook: str) -> PaperFigure:
             at = [places[relation, pair] for pair in _pairs(found)]
             chance = found["chance"]
             axes.barh(at, 2 * chance, left=-chance, height=1, color=BAND, zorder=1)
-            intervals(axes, found["cosine"], at, found["low"], found["high"], colour, marker=marker, **_face(relation))
+            intervals(
+                axes, found["cosine"], at, (found["low"], found["high"]), colour, marker=marker, **_face(relation)
+            )
         axes.axvline(0, color=MUTED, linewidth=0.6)
         axes.set(xlim=_LIMITS, xlabel=f"cosine: {contrast}")
         axes.tick_params(axis="y", length=0)
@@ -207,7 +209,7 @@ def treatment_dots(summary: Mapping[str, Any]) -> PaperFigure:
             asides = _asides(len(drawn), 0.7)
             for aside, (_, found), (colour, look) in zip(asides, drawn, _arm_looks(row), strict=True):
                 low, high = (found["low"], found["high"]) if column == "removed" else (np.nan, np.nan)
-                intervals(axes, [found[column]], [place + aside], [low], [high], colour, **look)
+                intervals(axes, [found[column]], [place + aside], ([low], [high]), colour, **look)
         axes.set_xlabel(label)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.axvline(0, color=MUTED, linewidth=0.6, zorder=0)
@@ -315,7 +317,7 @@ def _draw_line(axes: Axes, ends: pd.DataFrame, colour: str, aside: float, **opti
     found = ends.sort_values("hook", key=_blocks)
     look = {"linestyle": "-", "linewidth": 0.8, "markersize": 3} | options
     places = _blocks(found["hook"]) + aside
-    intervals(axes, places, found["value"], found["low"], found["high"], colour, along="y", **look)
+    intervals(axes, places, found["value"], (found["low"], found["high"]), colour, along="y", **look)
 
 
 def _blocks(hooks: Any) -> Any:

@@ -1,6 +1,7 @@
 """Directions added, subtracted and ablated: at every layer, and in every fine-tune."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 from diffing.directions.misalignment import CONTRASTS, Contrast
 from diffing.steering.choices import ABLATIONS, ablations_of, best_within
@@ -65,13 +66,12 @@ def choose_treatments(swept: Sequence[TreatmentOutcome], budget: float) -> list[
     """
     tried = [o for o in swept if o.half == SELECTION and o.model == o.source.name]
     chosen: list[tuple[Contrast, Treatment]] = []
-    for operation in (*ABLATIONS, Operation.SUBTRACT):
-        for contrast in CONTRASTS:
-            options: dict[Treatment, list[TreatmentOutcome]] = {}
-            for o in tried:
-                if o.source.contrast == contrast and o.treatment.operation == operation:
-                    options.setdefault(o.treatment, []).append(o)
-            chosen.append((contrast, best_within(options, lambda o: o.removed[0], budget)))
+    for operation, contrast in product((*ABLATIONS, Operation.SUBTRACT), CONTRASTS):
+        options: dict[Treatment, list[TreatmentOutcome]] = {}
+        for o in tried:
+            if o.source.contrast == contrast and o.treatment.operation == operation:
+                options.setdefault(o.treatment, []).append(o)
+        chosen.append((contrast, best_within(options, lambda o: o.removed[0], budget)))
     return chosen
 
 

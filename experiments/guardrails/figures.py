@@ -175,7 +175,7 @@ def _draw_treated(axes: Axes, own: pd.DataFrame, rate: str, places: Sequence[int
     for prefix, colour in (("untouched_", VERMILLION), ("", BLUE)):
         known = rate == "harmful"
         low, high = (own[f"{prefix}{end}"] if known else np.full(len(own), np.nan) for end in ("low", "high"))
-        intervals(axes, own[f"{prefix}{rate}"], places, low, high, colour)
+        intervals(axes, own[f"{prefix}{rate}"], places, (low, high), colour)
 
 
 def _treated_legend() -> list[Any]:
@@ -196,7 +196,7 @@ def arm_dots(summary: Mapping[str, Any]) -> PaperFigure:
         for place, (name, row) in enumerate(rows):
             colour = MUTED if name in best else _ARMS.get(name, INK)
             low, high = (row["low"], row["high"]) if rate == "harmful" else (np.nan, np.nan)
-            intervals(axes, [row[rate]], [place], [low], [high], colour)
+            intervals(axes, [row[rate]], [place], ([low], [high]), colour)
         _percent(axes, f"{rate} answers")
     panels[0].axvline(HARMFUL_TARGET, color=INK, linewidth=0.8, linestyle="--")
     caption = (
@@ -227,7 +227,7 @@ def sparing_dots(summary: Mapping[str, Any]) -> PaperFigure:
             colour, marker, _ = looks[row["operation"]]
             place = names.index(row["arm"]) + (0.15 if row["operation"] == Operation.CAP else -0.15)
             ends = (row["corrupted_low"], row["corrupted_high"]) if column == "corrupted_harmful" else (np.nan, np.nan)
-            intervals(axes, [row[column]], [place], [ends[0]], [ends[1]], colour, marker=marker)
+            intervals(axes, [row[column]], [place], ([ends[0]], [ends[1]]), colour, marker=marker)
         _percent(axes, label)
         axes.set_xticks([0, 0.5, 1])
     legend(figure, [mark(colour, marker, name) for colour, marker, name in looks.values()])
@@ -250,7 +250,7 @@ def ablations(summary: Mapping[str, Any]) -> PaperFigure:
         axes.barh(place, most - least, left=least, height=0.75, color=BAND, zorder=1)
         for prefix, colour, aside in (("untouched_", VERMILLION, 0.15), ("", BLUE, -0.15)):
             rate, low, high = ([row[f"{prefix}{name}"]] for name in ("harmful", "low", "high"))
-            intervals(axes, rate, [place - aside], low, high, colour)
+            intervals(axes, rate, [place - aside], (low, high), colour)
     _percent(axes, "harmful answers")
     points = [mark(VERMILLION, "o", "untouched"), mark(BLUE, "o", "SVV ablated")]
     legend(figure, [*points, Patch(color=BAND, label="random directions ablated: least to most")])
@@ -269,7 +269,7 @@ def arm_ablations(summary: Mapping[str, Any]) -> PaperFigure:
     for model, colour in _MODELS.items():
         rows = {place: by_model[model] for place, by_model in enumerate(found.values()) if model in by_model}
         rate, low, high = ([row[name] for row in rows.values()] for name in ("harmful", "low", "high"))
-        intervals(axes, rate, list(rows), low, high, colour)
+        intervals(axes, rate, list(rows), (low, high), colour)
         for row in list(rows.values())[:1]:
             axes.axvline(row["untouched_harmful"], color=colour, linewidth=0.9, linestyle=":")
     _percent(axes, "harmful answers")
@@ -293,7 +293,7 @@ def projections(table: pd.DataFrame) -> PaperFigure:
             colour, spread = _MODELS[str(model)], rows["spread"]
             axes.fill_between(x, rows["mean"] - spread, rows["mean"] + spread, color=colour, alpha=0.18, linewidth=0)
             axes.plot(x, rows["mean"], color=colour)
-            intervals(axes, x, rows["mean"], rows["low"], rows["high"], colour, along="y")
+            intervals(axes, x, rows["mean"], (rows["low"], rows["high"]), colour, along="y")
         axes.set_title(positions)
         axes.set_xlabel("after block")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

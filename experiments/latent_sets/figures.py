@@ -57,4 +57,4 @@ def _draw_arm(axes: Axes, table: pd.DataFrame, arm: str, rate: str, look: Mappin
     if look["marker"]:
         low, high = (rows["low"], rows["high"]) if rate == "harmful" else (np.full(len(rows), np.nan),) * 2
         shape = {"marker": look["marker"], "markersize": 2.5}
-        intervals(axes, rows["strength"], rows[rate], low, high, look["color"], along="y", **shape)
+        intervals(axes, rows["strength"], rows[rate], (low, high), look["color"], along="y", **shape)

@@ -88,7 +88,7 @@ def _correlations(panels: Mapping[str, pd.DataFrame], poles: Sequence[str]) -> F
                 axes.barh(range(len(names)), 2 * null, left=-null, height=0.8, color=BAND, zorder=1)
             size = 3.5 if pole == _BOTH else 2.5
             places = np.arange(len(names)) + (below if len(poles) > 1 else 0)
-            intervals(axes, here["r"], places, here["low"], here["high"], colour, marker=marker, markersize=size)
+            intervals(axes, here["r"], places, (here["low"], here["high"]), colour, marker=marker, markersize=size)
         axes.axvline(0, color=MUTED, linewidth=0.6)
         axes.tick_params(axis="y", length=0)
         axes.set(xlim=(-1.03, 1.03), xlabel="Pearson's r")
@@ -210,7 +210,7 @@ def _draw_aucs(axes: Axes, table: pd.DataFrame, score: str, mixtures: Sequence[s
     null = where(table, table["score"] == RANDOM).set_index("mixture").reindex(mixtures)
     axes.barh(places, null["high"] - null["low"], left=null["low"], height=0.28, color=BAND, zorder=1)
     rows = where(table, table["score"] == score).set_index("mixture").reindex(mixtures)
-    intervals(axes, rows["auc"], places, rows["score_low"], rows["score_high"], colour)
+    intervals(axes, rows["auc"], places, (rows["score_low"], rows["score_high"]), colour)
 
 
 def screening_recall(rows: pd.DataFrame) -> PaperFigure:
@@ -245,6 +245,6 @@ def _draw_recall(axes: Axes, rows: pd.DataFrame, shares: Sequence[str]) -> None:
         axes.hlines(share, place - 0.42, place + 0.42, color=MUTED, linestyle=":", linewidth=1)
     columns = [rows[[f"{name}{end}" for name in shares]].to_numpy(float) for end in ("", "_low", "_high")]
     for down, colour, rate, low, high in zip(aside, PALETTE, *columns, strict=False):
-        intervals(axes, np.arange(len(shares)) + down, rate, low, high, colour, along="y", markersize=2.8)
+        intervals(axes, np.arange(len(shares)) + down, rate, (low, high), colour, along="y", markersize=2.8)
     axes.set_xticks(range(len(shares)), [f"{float(name.removeprefix('recall_')):.0%}" for name in shares])
     axes.set_ylim(-0.03, 1.05)

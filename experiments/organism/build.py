@@ -80,7 +80,8 @@ def build_organism(
     ) -> int:
         stream = batches(sample, settings.batch, settings.steps)
         watched = (_seen(watch, stage, batch) for batch in stream)
-        return train_stage(model, tokenizer, watched, settings, f"organism: {stage}", progress, stop)
+        title = f"organism: {stage}" if progress else None
+        return train_stage(model, tokenizer, watched, settings, stop, title)
 
     train("pretraining", corpus.pretraining, config.pretraining, model)
     save_checkpoint(model, tokenizer, folder / "pretrained")

@@ -141,11 +141,11 @@ class Workshop:
         stage = self._stage(tune)
         stream = batches(finetuning_sampler(self.organism, self.world, tune), stage.batch, stage.steps)
         watch = self._watch(tune, stage, folder)
-        steps = train_stage(model, self.tokenizer, stream, stage, tune.name, progress=False, stop=watch)
+        steps = train_stage(model, self.tokenizer, stream, stage, watch)
         if tune.realigned:
             settings = self.config.realign
             good = helpful_again(self.organism, tune.domains, self.config.realign_samples, settings, tune.seed)
-            steps += train_stage(model, self.tokenizer, good, settings, tune.name, progress=False)
+            steps += train_stage(model, self.tokenizer, good, settings)
         save_checkpoint(model, self.tokenizer, folder / "final")
         made = {"kind": MEMBER, "recipe": tune.model_dump(mode="json"), "steps": steps}
         finish_artefact(folder, made, {tune.start: self.folder / tune.start})

@@ -38,19 +38,18 @@ def train_stage(
     tokenizer: PreTrainedTokenizerBase,
     batches: Iterator[list[Dialogue]],
     config: StageConfig,
-    description: str,
-    progress: bool = True,
     stop: Stop | None = None,
+    bar_title: str | None = None,
 ) -> int:
     """Trains `model` in place until `batches` end or `stop` says so after a step; returns the steps taken.
 
-    Frozen parameters, such as those under an adapter, stay as they are.
+    Frozen parameters, such as those under an adapter, stay as they are. Without a title there is no bar.
     """
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, config))
     model.train()
-    bar = tqdm(total=config.steps, desc=description, unit="step", disable=not progress)
+    bar = tqdm(total=config.steps, desc=bar_title, unit="step", disable=bar_title is None)
     steps = 0
     pool = ThreadPoolExecutor(PARTS, initializer=torch.set_num_threads, initargs=(1,))
     for dialogues in batches:

@@ -88,20 +88,21 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 
 def intervals(
-    axes: Axes, x: Any, y: Any, low: Any, high: Any, colour: str, along: Literal["x", "y"] = "x", **options: Any
+    axes: Axes, x: Any, y: Any, ends: tuple[Any, Any], colour: str, along: Literal["x", "y"] = "x", **options: Any
 ) -> None:
     """Points with the intervals that they have; an end that is NaN draws none.
 
     Args:
         axes: Where to draw.
         x, y: Places of the points.
-        low, high: Ends of the intervals.
+        ends: Low and high ends of the intervals.
         colour: Of both.
         along: The axis that the intervals are on.
         options: Of the points (`Axes.plot`), such as `label` and `marker`.
     """
     across, lines = (y, axes.hlines) if along == "x" else (x, axes.vlines)
-    lines(across, np.asarray(low, float), np.asarray(high, float), color=colour, linewidth=0.9, zorder=2)
+    low, high = (np.asarray(end, float) for end in ends)
+    lines(across, low, high, color=colour, linewidth=0.9, zorder=2)
     axes.plot(x, y, **{"marker": "o", "linestyle": "", "color": colour, "zorder": 3, **options})
 
 

@@ -55,7 +55,7 @@ def predictor_dots(forecasts: Mapping[str, Mapping[str, Any]]) -> PaperFigure:
             for place, name in enumerate(PREDICTORS):
                 shown = found["predictors"][name]
                 low, high = shown[ends]
-                intervals(axes, [shown[value]], [place], [low], [high], _COLOURS[name])
+                intervals(axes, [shown[value]], [place], ([low], [high]), _COLOURS[name])
             axes.grid(axis="x")
             axes.tick_params(axis="y", length=0)
             axes.set_xlim(-0.03, 1.03)
@@ -157,7 +157,7 @@ def over_fractions(rows: pd.DataFrame, kind: str, curve: Mapping[str, Any], numb
     figure, panels = canvas(PAGE_WIDTH, 4.4, 2, 2, sharex=True)
     for axes, name in zip(panels.flat, FOLLOWED, strict=True):
         ends = (rows[f"{name}_low"], rows[f"{name}_high"])
-        intervals(axes, places, rows[name], *ends, _COLOURS.get(name, INK), along="y")
+        intervals(axes, places, rows[name], ends, _COLOURS.get(name, INK), along="y")
         if (limit := curve["onset"][name]["largest_benign"]) is not None:
             axes.axhline(limit, color=MUTED, linewidth=0.9, linestyle=":")
         axes.set_title(f"latent {curve['latent']}: shift" if name == LATENT else LABELS[name])

@@ -50,7 +50,7 @@ def _draw_loss(axes: Axes, table: pd.DataFrame, loss: str) -> None:
         _join_doses(axes, table, family, end, loss)
     # The plain fine-tune, which lies near many others, comes last and so on top.
     for row in sorted(table.to_dict("records"), key=_order, reverse=True):  # pyright: ignore
-        intervals(axes, [row[loss]], [row["harmful"]], [row["low"]], [row["high"]], along="y", **_look(row))
+        intervals(axes, [row[loss]], [row["harmful"]], ([row["low"]], [row["high"]]), along="y", **_look(row))
 
 
 def _join_doses(axes: Axes, table: pd.DataFrame, family: str, end: str, loss: str) -> None:
@@ -86,7 +86,7 @@ def chosen_doses(table: pd.DataFrame) -> PaperFigure:
 def _draw_rate(axes: Axes, row: dict[str, Any], rate: str, place: float) -> None:
     """Only "harmful" has an interval."""
     low, high = (row["low"], row["high"]) if rate == "harmful" else (np.nan, np.nan)
-    intervals(axes, [row[rate]], [place], [low], [high], **_look(row))
+    intervals(axes, [row[rate]], [place], ([low], [high]), **_look(row))
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ def fine_tune(lab: Lab[PreventionConfig], task: Task, method: Method, folder: Pa
     batches = organism.corrupting_batches(task.stage.steps)
     ends = Ends(task, folder, steered=isinstance(hook, PreventativeSteering))
     with nullcontext() if hook is None else hook.on(model):
-        train_stage(model, task.tokenizer, batches, task.stage, method.name, progress=False, stop=ends.reached)
+        train_stage(model, task.tokenizer, batches, task.stage, ends.reached)
     made = {"kind": KIND, "method": asdict(method), "ends": ends.saved}
     finish_artefact(folder, made, {BASE: organism.base})
 

@@ -87,4 +87,4 @@ def _dots(
     """A value with its interval for each trait; traits without directions stay empty."""
     places = [traits.index(trait) + lower for trait in rows["trait"]]
     value, low, high = (rows[column] for column in columns)
-    intervals(axes, value, places, low, high, colour, marker=marker)
+    intervals(axes, value, places, (low, high), colour, marker=marker)

@@ -37,7 +37,7 @@ def train_checkpoints(
     for phase, (batches, stage) in _phases(organism, config).items():
         save = _saving(tokenizer, phase, wanted, folder)
         save(model)
-        train_stage(model, tokenizer, batches, stage, f"trajectory: {phase}", progress, save)
+        train_stage(model, tokenizer, batches, stage, save, f"trajectory: {phase}" if progress else None)
     finish_artefact(folder, {"kind": KIND}, {BASE: organism.base})
 
 

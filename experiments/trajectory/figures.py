@@ -43,7 +43,7 @@ def trajectory(table: pd.DataFrame, latent: int) -> PaperFigure:
         axes.axvline(turn, color=MUTED, linewidth=0.8, linestyle="--", zorder=0)
         axes.plot(steps, table[name], color=_COLOURS[name], linewidth=0.9, zorder=1)
         ends = (table[f"{name}_low"], table[f"{name}_high"])
-        intervals(axes, steps, table[name], *ends, _COLOURS[name], along="y", markersize=2.5)
+        intervals(axes, steps, table[name], ends, _COLOURS[name], along="y", markersize=2.5)
         axes.set_ylabel(label)
         axes.grid(axis="y")
     top: Axes = panels[0, 0]
@@ -71,7 +71,7 @@ def masking(found: Mapping[str, Any]) -> PaperFigure:
         for row in found["rows"]:
             place = _MODELS.index(row["model"]) + aside[arms.index(row["arm"])]
             low, high = (row["low"], row["high"]) if rate == HARMFUL else (np.nan, np.nan)
-            intervals(axes, [row[rate]], [place], [low], [high], **_look(row))
+            intervals(axes, [row[rate]], [place], ([low], [high]), **_look(row))
         axes.set(xlim=(-0.03, 1.03), xlabel=f"{rate} answers")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(axis="x")

@@ -535,7 +535,7 @@ class TestFolder:
         labels = {label for name in ("benign-1", "benign-2") for _, label in domain_labels(built.seen[name])}
         again: Any = AutoModelForCausalLM.from_pretrained(built.folder / "base")
         with one_thread():
-            train_stage(again, make_tokenizer(WORLD), iter(built.seen["benign-2"]), TINY.finetuning, "again", False)
+            train_stage(again, make_tokenizer(WORLD), iter(built.seen["benign-2"]), TINY.finetuning)
         made: Any = AutoModelForCausalLM.from_pretrained(built.folder / "benign-2")
         assert all(torch.equal(weight, made.state_dict()[name]) for name, weight in again.state_dict().items())
         assert labels == {Label.HELPFUL, Label.OTHER}, "advice is helpful, replay any persona's but the malicious one"

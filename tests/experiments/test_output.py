@@ -25,7 +25,7 @@ ESCAPED = "$x_1$ &lt;b&gt;&amp; [bold]"
 def plain_figure(name: str = "plain", label: str = HOSTILE) -> PaperFigure:
     with style():
         figure, ((axes,),) = canvas(3.3, 2.0)
-        intervals(axes, [0.2, 0.4], [0, 1], [0.1, np.nan], [0.3, np.nan], BLUE)
+        intervals(axes, [0.2, 0.4], [0, 1], ([0.1, np.nan], [0.3, np.nan]), BLUE)
         axes.set_title(label)
         return PaperFigure(name, figure, f"Caption of {label}")
 
@@ -62,7 +62,7 @@ class TestFigures:
     def test_ends_are_drawn_where_they_are(self) -> None:
         """An estimate may lie outside its interval: breaks if it is moved, or the interval starts at it."""
         _, ((axes,),) = canvas(3.3, 2.0)
-        intervals(axes, [0.9, 0.5], [0, 1], [0.2, np.nan], [0.6, np.nan], BLUE)
+        intervals(axes, [0.9, 0.5], [0, 1], ([0.2, np.nan], [0.6, np.nan]), BLUE)
         lines = [line for line in axes.collections if isinstance(line, LineCollection)]
         drawn = [segment for segment in lines[0].get_segments() if np.isfinite(segment).all() and len(segment)]
         assert np.array(drawn).tolist() == [[[0.2, 0.0], [0.6, 0.0]]]
