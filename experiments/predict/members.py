@@ -8,7 +8,6 @@ from pathlib import Path
 
 from activations.artefact import CONFIG, read_config
 from activations.checkpoint import Checkpoint
-from activations.errors import UserError
 from diffing.behavior.rates import BehaviorScores, score
 from diffing.prediction.reading import ModelReading, Shifts, read_model, shifts
 from experiments.frame.lab import Lab
@@ -48,15 +47,16 @@ def measure_members(lab: PredictLab) -> dict[str, MeasuredModel]:
         UserError: if a checkpoint cannot be read or does not fit the base, or another model was measured under its
             name.
     """
-    members, trials = lab.models.members, lab.trials(lab.config.samples)
-    missing = [member for member in members if not _is_measured(lab, member)]
-    base = base_reading(lab)
-    for member, model in lab.each(missing, "measure fine-tunes"):
+    members, base, trials = lab.models.members, base_reading(lab), lab.trials(lab.config.samples)
+    folder = lab.out.folder / "members"
+
+    def measure(model: Checkpoint, kept: Path) -> None:
         rates = score(trials.untouched(model, lab.reporting)).to_dict()
-        made = {"checkpoint": member.checkpoint.model_dump(), "fingerprint": model.fingerprint, "rates": rates}
-        _read(lab, model).save(_folder(lab, member), made)
-        del model  # the next one needs its memory
-    return {member.name: _measured(lab, member, base) for member in members}
+        made = {"checkpoint": model.config.model_dump(), "fingerprint": model.fingerprint, "rates": rates}
+        _read(lab, model).save(kept, made)
+
+    lab.measure_each({member.name: member.checkpoint for member in members}, folder, ModelReading.KIND, measure)
+    return {member.name: _measured(lab, member, folder / member.name, base) for member in members}
 
 
 def base_reading(lab: PredictLab) -> ModelReading:
@@ -67,7 +67,7 @@ def base_reading(lab: PredictLab) -> ModelReading:
     """
     folder = lab.out.folder / BASE
     if not (folder / CONFIG).exists():
-        made = {"checkpoint": lab.models.base.model_dump(), "fingerprint": lab.base.fingerprint}
+        made = {"checkpoint": lab.base.config.model_dump(), "fingerprint": lab.base.fingerprint}
         _read(lab, lab.base).save(folder, made)
     return ModelReading.load(folder)
 
@@ -76,20 +76,6 @@ def _read(lab: PredictLab, model: Checkpoint) -> ModelReading:
     return read_model(lab.sae, model, lab.base, lab.ranking_tokens, lab.hook, lab.harvesting())
 
 
-def _is_measured(lab: PredictLab, member: Member) -> bool:
-    folder = _folder(lab, member)
-    if not (folder / CONFIG).exists():
-        return False
-    if read_config(folder, ModelReading.KIND)["checkpoint"] != member.checkpoint.model_dump():
-        raise UserError(f"{folder} was measured on another checkpoint; rename the member, or --overwrite.")
-    return True
-
-
-def _measured(lab: PredictLab, member: Member, base: ModelReading) -> MeasuredModel:
-    folder = _folder(lab, member)
+def _measured(lab: PredictLab, member: Member, folder: Path, base: ModelReading) -> MeasuredModel:
     rates = BehaviorScores(**read_config(folder, ModelReading.KIND)["rates"])
     return MeasuredModel(member, shifts(base, ModelReading.load(folder), lab.direction), rates, folder)
-
-
-def _folder(lab: PredictLab, member: Member) -> Path:
-    return lab.out.folder / "members" / member.name
