@@ -197,7 +197,8 @@ import sys, time
 sys.path[:0] = [{repository!r}, {tests!r}]
 from pathlib import Path
 import test_harvest
-from activations.checkpoint import CheckpointConfig, load_checkpoint
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig
 from activations.store import StoreWriter
 write = StoreWriter.write
 def slow(*arguments):

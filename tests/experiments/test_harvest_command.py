@@ -118,9 +118,11 @@ def test_bad_options_are_one_sentence(inputs: Path):
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from activations.checkpoint import CheckpointConfig, load_checkpoint
-from activations.harvesting import HarvestConfig, harvest
-from activations.prompts import Prompt, TokenStream
+from activations.checkpoint import load_checkpoint
+from activations.config import CheckpointConfig, HarvestConfig
+from activations.harvesting import harvest
+from activations.prompts import Prompt
+from activations.tokens import TokenStream
 
 checkpoint = load_checkpoint(CheckpointConfig(model=sys.argv[1]))
 count = int(sys.argv[2])
