@@ -72,7 +72,8 @@ def _identity(
     if Need.FINE_TUNES in wanted:
         found["models"] = None if inputs.models is None else load_models(inputs).model_dump(mode="json")
     if Need.TRAIT_DIRECTIONS in wanted:
-        found["trait_directions"] = content_hash(inputs.directions_folder / "models" / BASE)
+        folder = inputs.directions_folder
+        found["trait_directions"] = [content_hash(folder / part / BASE) for part in ("models", "directions")]
     if Need.TRAITS in wanted:
         named = load_traits(inputs.traits).traits if inputs.traits else ()
         contents = {trait.name: xxhash.xxh3_128_hexdigest(trait.model_dump_json().encode()) for trait in named}

@@ -16,7 +16,7 @@ from planted_run import write_planted_pair
 from activations.artefact import read_json
 
 TOY = Path(__file__).with_name("toy_experiment.py")
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
