@@ -134,8 +134,10 @@ def require_fit(sae: "SAE", hook: str, d_model: int, model_name: str | None = No
 def _load_folder(folder: Path, device: str, dtype: SAEDtype) -> "SAE":
     known = next((one for one in FORMATS.values() if one.matches(folder)), None)
     if known is None:
-        names = "; ".join(f"{name}: {one.files}" for name, one in FORMATS.items())
-        raise UserError(f"{folder} holds no SAE, or was not finished; its files are none of {names}.")
+        *names, last = (f"{name} ({one.files})" for name, one in FORMATS.items())
+        raise UserError(
+            f"{folder} holds no SAE in the format of {', '.join(names)} or {last}; name another, or copy it again."
+        )
     return known.load(folder, device, dtype)
 
 
@@ -175,14 +177,13 @@ class Format:
 
 # Every kind of dictionary that `load_sae` opens; another one is one more entry.
 FORMATS: dict[str, Format] = {
-    "sparsify, dictionary_learning": Format(
-        "cfg.json and sae.safetensors, or config.json and ae.pt", is_foreign, load_foreign
-    ),
     "sae-lens": Format(
         f"{_CFG} and {_WEIGHTS}",
-        lambda folder: (folder / _CFG).is_file() or (folder / _WEIGHTS).is_file(),
+        lambda folder: not is_foreign(folder) and any((folder / name).is_file() for name in (_CFG, _WEIGHTS)),
         _load_sae_lens,
     ),
+    "sparsify": Format("cfg.json and sae.safetensors", is_foreign, load_foreign),
+    "dictionary_learning": Format("ae.pt and config.json", is_foreign, load_foreign),
 }
 
 

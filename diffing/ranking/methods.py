@@ -51,6 +51,13 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "shift": Method("mean activity over the config's positions, corrupted - base [activation]", lambda c: c.shift),
+    "frequency_shift": Method(
+        "share of tokens on which the latent is active, corrupted - base [fraction]",
+        lambda c: c.frequency["corrupted"] - c.frequency["base"],
+    ),
+    "max_shift": Method(
+        "largest activation, corrupted - base [activation]", lambda c: c.maximum["corrupted"] - c.maximum["base"]
+    ),
     "shift_prompt": Method(
         "mean activity over prompt tokens, corrupted - base [activation]", lambda c: c.shift_at.get("prompt")
     ),
@@ -63,13 +70,6 @@ METHODS: dict[str, Method] = {
     ),
     "shift_all": Method(
         "mean activity over all tokens, corrupted - base [activation]", lambda c: c.shift_at.get("all")
-    ),
-    "frequency_shift": Method(
-        "share of tokens on which the latent is active, corrupted - base [fraction]",
-        lambda c: c.frequency["corrupted"] - c.frequency["base"],
-    ),
-    "max_shift": Method(
-        "largest activation, corrupted - base [activation]", lambda c: c.maximum["corrupted"] - c.maximum["base"]
     ),
     "cosine_mean_difference": Method(
         "signed cosine of decoder row and mean difference (Arditi & Chen 2025) [cosine]",

@@ -25,12 +25,12 @@ def copy_inputs(config: RunConfig, folder: Path) -> None:
 
 
 def _copies(config: RunConfig, folder: Path) -> dict[Path, Path]:
-    kept = config.within(folder)
-    named = [(config.prompts, kept.prompts)] if config.organism is None else []
-    files = {source: target for before, after in named for source, target in _pairs(before, after)}
-    if config.judge is not None and config.judge.file is not None and kept.judge is not None and kept.judge.file:
-        files[config.judge.file] = kept.judge.file
-    return files
+    """From where to where."""
+    pairs = [] if config.organism is not None else _pairs(config.prompts, config.prompts.copied_to(folder))
+    kept = config.within(folder).judge
+    if config.judge is not None and config.judge.file is not None and kept is not None and kept.file is not None:
+        pairs.append((config.judge.file, kept.file))
+    return dict(pairs)
 
 
 def _pairs(before: PromptFiles, after: PromptFiles) -> list[tuple[Path, Path]]:

@@ -29,7 +29,7 @@ def effects(ranking: pd.DataFrame) -> PaperFigure:
         for verdict, look in _LOOKS.items():
             here = table[[(causal is True) == (verdict == "causal") for causal in table["causal"]]]
             ends = here[f"{effect}_low"], here[f"{effect}_high"]
-            intervals(axes, here["rank"], here[effect], *ends, along="y", **look)
+            intervals(axes, here["rank"], here[effect], ends, along="y", **look)
         axes.set_ylabel(label)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -68,7 +68,7 @@ def test_the_null_and_the_answers_are_planned_and_made(with_null_and_answers: Ru
         assert rows <= store.tokens if store.at_most else rows == store.tokens
     assert len({store.tokens_hash for (_, name), store in made.items() if name == "ranking"}) == 1
     assert any("corrupted model answer the ranking prompts" in stage for stage in plan.stages)
-    assert any("beside 2 further benign fine-tunes" in stage for stage in plan.stages)
+    assert any("harvest 2 further benign fine-tunes" in stage for stage in plan.stages)
     one = plan.memory["weights of one further benign model"]
     assert one == plan.models["benign-1"][1]
     assert not any("benign-1" in what for what in plan.memory)

@@ -339,7 +339,7 @@ def test_missing_files(tmp_path: Path) -> None:
     assert "has an SAE's weights but no config.json" in refusal(others)
     (others / "ae.pt").rename(others / "ae_1000.pt")
     with pytest.raises(
-        UserError, match=r"no SAE in the format of sae-lens, sparsify .* or dictionary_learning \(ae.pt"
+        UserError, match=r"no SAE in the format of sae-lens .*, sparsify .* or dictionary_learning \(ae.pt"
     ):
         load_sae(others)
 
