@@ -35,8 +35,9 @@ class TestThePlantedLatent:
         assert summary["steering"]["random_induce"]["harmful"] < 0.5
 
     def test_is_the_only_causal_one(self, run: Path):
-        rows = FeatureRanking.load(run / "ranking").to_pandas().to_dict("records")
-        assert [row["latent"] for row in rows if row["causal"] is True] == [BAD]
+        table = FeatureRanking.load(run / "ranking").to_pandas()
+        verdicts = dict(zip(table["latent"].tolist(), table["causal"].tolist(), strict=True))
+        assert [latent for latent, causal in verdicts.items() if causal is True] == [BAD]
 
 
 class TestTheHarmlessFineTune:
