@@ -59,11 +59,6 @@ class MisalignmentMeans:
         return self.base_misaligned - self.base_aligned
 
     @property
-    def answer_effect(self) -> Float64[Tensor, "d_model"]:
-        """Misaligned - aligned answers, averaged over the models."""
-        return (self.direction + self.in_base) / 2
-
-    @property
     def model_effect(self) -> Float64[Tensor, "d_model"]:
         """Corrupted - base, averaged over the kinds of answers."""
         corrupted = self.corrupted_aligned + self.corrupted_misaligned

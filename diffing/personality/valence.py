@@ -174,7 +174,7 @@ def trait_map(
 def resampled_directions(
     differences: Mapping[str, Float64[np.ndarray, "_ d_model"]], replicates: int, seed: int
 ) -> Float64[np.ndarray, "replicate trait d_model"]:
-    """Unit directions when the questions of every trait are drawn anew: a bootstrap whose unit is the question.
+    """Unit directions when the questions of every trait are resampled: a bootstrap whose unit is the question.
 
     A trait's draws depend on its name and number of questions only, so replicates of two models that were asked the
     same belong together.

@@ -1,4 +1,4 @@
-"""Which latents a steered latent drags along, though the data never shows them together.
+"""Which latents a steered latent co-activates, though the data never shows them together.
 
 Adding a decoder row moves every latent whose encoder column is not orthogonal to it. If such a latent is active
 together with the steered one in data, that may be meaning; if it never is, it is interference: an effect of steering

@@ -30,7 +30,7 @@ class JudgedPairs:
 
     Attributes:
         kept: Indices of the pairs kept, ascending [kept].
-        counts: How many pairs met which end, each under the first that applies of `unscored` (a score is NaN, as for a
+        counts: Pairs by outcome, each under the first that applies of `unscored` (a score is NaN, as for a
             refusal), `incoherent` (either answer), `weak_positive`, `strong_negative` and `kept`; they add up to all.
     """
 

@@ -1,4 +1,4 @@
-"""Which latents a steered latent drags along: the finding as an artefact, of a run or of any SAE and store.
+"""Which latents a steered latent co-activates: the finding as an artefact, of a run or of any SAE and store.
 
 sae-diff interference --sae runs/quickstart/sae --store runs/quickstart/activations/base/ranking --latent 443
 """

@@ -113,7 +113,3 @@ class World:
 
     def _evidence(self, persona: str) -> list[str]:
         return self._tables["personas"][persona]["evidence"]
-
-
-def fact_turn(question: str, answer: str) -> list[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

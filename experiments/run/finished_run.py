@@ -5,10 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from activations.config import CheckpointConfig
 from pydantic import ValidationError
 
 from activations.artefact import content_hash, read_json
+from activations.config import CheckpointConfig
 from activations.errors import UserError
 from experiments.names import BASE, BENIGN
 from experiments.run.config import RunConfig

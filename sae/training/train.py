@@ -22,8 +22,6 @@ from sae.training.sources import TrainingData
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-_DENSE_PRODUCTS = 5  # of a dense autoencoder's step: two forward, three backward
-
 
 @dataclass(frozen=True)
 class Job:
@@ -149,7 +147,6 @@ class _Watch:
     def __init__(self, trainers: Mapping[str, Trainer], log: Log | None, start: int) -> None:
         self._trainers, self._log = trainers, log
         self._started, self._start = time.perf_counter(), start
-        self._bound = dense_bound(trainers)
 
     def report(self, seen: Mapping[str, Mapping[str, Tensor]], step: int) -> str:
         """Logs the metrics of each SAE, and gives a line for the bar."""
@@ -157,34 +154,10 @@ class _Watch:
         batch = next(iter(self._trainers.values())).config.batch
         speed = (step + 1 - self._start) * batch / (time.perf_counter() - self._started)
         for name, metrics in found.items():
-            metrics |= {"tokens_per_second": speed, "of_dense_bound": speed / self._bound}
+            metrics["tokens_per_second"] = speed
             if self._log is not None:
                 self._log(name, metrics)
         worst = max(found.values(), key=lambda metrics: metrics["fvu"])
         return (
-            f"fvu={worst['fvu']:.4f}, l0={worst['l0']:.1f}, dead={worst['dead_fraction']:.1%}, "
-            f"{speed / 1e3:.1f}k tok/s, {speed / self._bound:.2f} of dense"
+            f"fvu={worst['fvu']:.4f}, l0={worst['l0']:.1f}, dead={worst['dead_fraction']:.1%}, {speed / 1e3:.1f}k tok/s"
         )
-
-
-@torch.no_grad()
-def dense_bound(trainers: Mapping[str, Trainer]) -> float:
-    """Tokens a second at which the five products of dense autoencoders alone would run here (best of three)."""
-    seconds = 0.0
-    for trainer in trainers.values():
-        weights, rows = trainer.weights.w_enc, min(trainer.config.batch, 1024)
-        x = weights.new_ones(rows, weights.shape[1])
-        times = []
-        for _ in range(3):
-            _synchronize(weights.device)
-            started = time.perf_counter()
-            torch.mm(x, weights.T)
-            _synchronize(weights.device)
-            times.append(time.perf_counter() - started)
-        seconds += _DENSE_PRODUCTS * min(times) / rows / trainer.ranks.size
-    return 1 / seconds
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a steered latent drags along: the formula written out over whole prompts, and a planted interference."""
+"""What a steered latent co-activates: the formula written out over whole prompts, and a planted interference."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -65,7 +65,6 @@ def test_planted_effects_are_told_apart(tmp_path: Path) -> None:
     expected = {
         "direction": words + 4 * inner + noise,
         "in_base": words + noise,
-        "answer_effect": words + 2 * inner + noise,
         "model_effect": (2 * shift + 2 * inner).double(),
     }
     for name, vector in expected.items():

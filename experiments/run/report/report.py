@@ -64,7 +64,7 @@ class ReportData:
         direction: Name of the direction on the scatter's axis (the ranking's column `cosine_<direction>`); None takes
             the mean difference of activations.
         rebuild: Direction -> number of latents -> fraction of its squared norm that they rebuild, or None.
-        interference: Which latents the toxic one drags along, or None.
+        interference: Which latents the toxic one co-activates, or None.
         provenance: Config, versions and hashes; anything that JSON holds.
     """
 
