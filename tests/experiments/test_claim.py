@@ -3,6 +3,7 @@ calls nothing toxic in a harmless fine-tune."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from planted_run import BAD, LOUD, write_planted_pair
 
 from activations.artefact import read_json
 from diffing.ranking.feature_ranking import FeatureRanking
+from diffing.tables import json_records
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,8 @@ class TestThePlantedLatent:
         assert summary["steering"]["random_induce"]["harmful"] < 0.5
 
     def test_is_the_only_causal_one(self, run: Path):
-        table = FeatureRanking.load(run / "ranking").to_pandas()
-        verdicts = dict(zip(table["latent"].tolist(), table["causal"].tolist(), strict=True))
-        assert [latent for latent, causal in verdicts.items() if causal is True] == [BAD]
+        rows: list[Any] = json_records(FeatureRanking.load(run / "ranking").to_pandas())
+        assert [row["latent"] for row in rows if row["causal"] is True] == [BAD]
 
 
 class TestTheHarmlessFineTune:
@@ -57,4 +58,4 @@ def test_an_unchanged_model_has_no_toxic_latent(tmp_path: Path, tokenizer_maker:
     run = write_planted_pair(tmp_path / "run", tokenizer_maker, **same)
     summary = read_json(run / "summary.json")
     assert summary["toxic_latent"] is None
-    assert FeatureRanking.load(run / "ranking").to_pandas()["shift"].abs().max() == 0
+    assert not FeatureRanking.load(run / "ranking").to_pandas()["shift"].to_numpy().any()
